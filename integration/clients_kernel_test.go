@@ -38,7 +38,6 @@ func (c *shared) containerd(t *testing.T, proxy string) *harnesstest.Containerd 
 	})
 }
 
-// keys returns the keys of all snapshots in thinsnap.
 func (c *shared) keys(t *testing.T) []string {
 	t.Helper()
 	snapshots, err := c.Admin().Snapshots(t.Context(), false)

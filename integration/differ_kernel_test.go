@@ -87,7 +87,6 @@ func testDiffOfAWriter(t *testing.T, b *bench) {
 	}
 }
 
-// leases lists the leases of containerd.
 func (b *bench) leases(t *testing.T) []string {
 	t.Helper()
 	return strings.Fields(b.Ctr(t, "leases", "ls", "--quiet"))

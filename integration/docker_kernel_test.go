@@ -69,7 +69,6 @@ func (e *docker) run(t *testing.T, args ...string) string {
 	return e.engine.Run(t, nil, args...)
 }
 
-// inContainer runs a shell command in a new container of an image.
 func (e *docker) inContainer(t *testing.T, image, command string) string {
 	t.Helper()
 	return e.run(t, "run", "--rm", "--network", "none", image, "sh", "-c", command)
@@ -159,7 +158,6 @@ func (e *docker) testCopyInto(t *testing.T) {
 	e.run(t, "rmi", "copied")
 }
 
-// testBuild builds with both builders.
 func (e *docker) testBuild(t *testing.T) {
 	files := t.TempDir()
 	require.NoError(t, os.WriteFile(filepath.Join(files, "copied"), []byte("copied\n"), 0o600))
@@ -172,7 +170,6 @@ func (e *docker) testBuild(t *testing.T) {
 	}
 }
 
-// testSave saves an image, removes it, and loads it.
 func (e *docker) testSave(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "saved")
 	e.run(t, "save", "--output", file, "committed")
@@ -181,7 +178,6 @@ func (e *docker) testSave(t *testing.T) {
 	require.Equal(t, "new", e.inContainer(t, "committed", "cat /new"))
 }
 
-// testPrune removes everything.
 func (e *docker) testPrune(t *testing.T) {
 	e.run(t, "rm", "changed")
 	e.run(t, "builder", "prune", "--all", "--force")

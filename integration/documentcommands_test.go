@@ -131,7 +131,6 @@ func codeLines(text string) []string {
 	return lines
 }
 
-// testNames returns the names of all tests of the repository.
 func testNames(t *testing.T) []string {
 	t.Helper()
 	function := regexp.MustCompile(`(?m)^func (Test\w+)\(`)

@@ -53,7 +53,6 @@ func testFork(t *testing.T, b *bench) {
 	b.RemoveImage(t, image)
 }
 
-// testForkAlone forks a snapshot by its key.
 func testForkAlone(t *testing.T, b *bench) {
 	printed := b.fork(t, b.keyOf(t, "warm"), "alone")
 	require.Contains(t, printed, " snapshots --snapshotter "+b.snapshotter+" rm alone")
@@ -112,7 +111,6 @@ func testRefusedForks(t *testing.T, b *bench, leases []string) {
 	require.Equal(t, leases, b.leases(t))
 }
 
-// fork runs `thinsnap fork` on the containerd.
 func (b *bench) fork(t *testing.T, args ...string) string {
 	t.Helper()
 	printed, err := b.thinsnap.TryRun(b.Env(), append([]string{"fork"}, args...)...)

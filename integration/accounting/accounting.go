@@ -34,7 +34,6 @@ type thread struct {
 	switches
 }
 
-// switches are context switches.
 type switches struct{ voluntary, involuntary int64 }
 
 // Meter measures the usage since its start.

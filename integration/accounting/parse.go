@@ -13,7 +13,6 @@ const tick = 10 * time.Millisecond
 // kernelThread is the flag of a kernel thread (PF_KTHREAD).
 const kernelThread = 0x200000
 
-// stat has some fields of /proc/PID/stat.
 type stat struct {
 	kernel       bool
 	user, system time.Duration
@@ -55,7 +54,6 @@ func parseSchedstat(content string) (time.Duration, error) {
 	return time.Duration(n), nil
 }
 
-// parseSwitches returns the context switches of /proc/PID/status.
 func parseSwitches(content string) (switches, error) {
 	var s switches
 	found := 0

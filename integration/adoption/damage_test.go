@@ -160,7 +160,6 @@ func (n *node) findForeign(t *testing.T) {
 	}
 }
 
-// deleteForeign deletes the volumes without a record.
 func (n *node) deleteForeign(t *testing.T) {
 	t.Helper()
 	n.pool.deactivateVolumes(t)

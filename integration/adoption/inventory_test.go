@@ -122,7 +122,6 @@ func (c client) unroot() error {
 	return err
 }
 
-// collect has containerd collect all garbage.
 func (c client) collect() error {
 	const id = "collect"
 	return errors.Join(c.createLease(id), c.deleteLease(id))

@@ -75,7 +75,6 @@ func TestKilled(t *testing.T) {
 	}
 }
 
-// failpoints returns all failpoints in the source.
 func failpoints(t *testing.T) (names []string) {
 	t.Helper()
 	name := regexp.MustCompile(`// gofail: var (\w+) `)
@@ -110,7 +109,6 @@ func (n *node) withFailpoints(t *testing.T, action string, names []string, args 
 		append([]string{"--config", n.thinsnap.Config(), "adopt", "devmapper", "--containerd-config", n.Config()}, args...)...)
 }
 
-// passed returns the failpoints that an adoption passes.
 func (n *node) passed(t *testing.T, names []string, args ...string) (passed []string) {
 	t.Helper()
 	out, err := n.withFailpoints(t, "print", names, args...)

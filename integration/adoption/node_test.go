@@ -31,7 +31,6 @@ const (
 	brokenNS  = "broken"
 )
 
-// variant is a kind of node.
 type variant struct {
 	release      harness.Release
 	filesystem   string
@@ -156,7 +155,6 @@ func (n *node) killAt(t *testing.T, program, pattern string, after bool, do func
 	require.NoError(t, os.Remove(wrapper))
 }
 
-// client calls containerd in a namespace.
 type client struct {
 	context.Context
 	snapshots.Snapshotter
@@ -206,7 +204,6 @@ func (n *node) prepare(t *testing.T, ns, key, parent string) {
 	})
 }
 
-// write writes a file into an active snapshot.
 func (c client) write(key, name string, then func(dir string) error) error {
 	mounts, err := c.Mounts(c, key)
 	if err != nil {

@@ -89,7 +89,6 @@ func (n *node) state(t *testing.T) []string {
 		command(t, "dmsetup", "info", "--columns", "--noheadings", "--options", "name,open,suspended"))
 }
 
-// adopt adopts the node.
 func (n *node) adopt(t *testing.T, args ...string) {
 	t.Helper()
 	start := time.Now()
@@ -128,7 +127,6 @@ func (n *node) patchPrinted(t *testing.T, printed string) {
 	n.applyPatch(t, r.Configuration.Patch)
 }
 
-// applyPatch applies a patch to containerd's configuration.
 func (n *node) applyPatch(t *testing.T, patch string) {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "patch")

@@ -12,7 +12,6 @@ import (
 	"github.com/thinsnap/thinsnap/integration/tree"
 )
 
-// differencesShown limits the output of a failure.
 const differencesShown = 20
 
 // trees maps NAMESPACE/NAME of snapshots to their trees.
@@ -37,7 +36,6 @@ func (n *node) trees(t *testing.T, snapshotter string) trees {
 	return all
 }
 
-// infos lists all snapshots.
 func (c client) infos() (infos []snapshots.Info, err error) {
 	err = c.Walk(c, func(_ context.Context, info snapshots.Info) error {
 		infos = append(infos, info)

@@ -19,7 +19,6 @@ const (
 	idleTime                   = 3 * time.Second
 )
 
-// operation is an operation whose costs are counted.
 type operation struct {
 	name string
 	// ready prepares n operations, uncounted, and returns their keys.
@@ -229,7 +228,6 @@ func benchCalls(s *suite) {
 	}
 }
 
-// times returns the number of repetitions for the snapshotter.
 func (t *target) times(quick, slow int) int {
 	if t.slow {
 		return slow

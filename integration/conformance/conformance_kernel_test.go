@@ -53,7 +53,6 @@ func TestSuite(t *testing.T) {
 	}
 }
 
-// client returns a client of a new daemon.
 func client(t *testing.T, filesystem string) (context.Context, *harnesstest.Thinsnap, snapshots.Snapshotter) {
 	t.Helper()
 	return clientWith(t, harness.Options{Filesystem: filesystem, BaseSize: filesystems[filesystem]})

@@ -161,7 +161,6 @@ func (s *builtin) kill(failpoint string, second bool, args ...string) {
 	require.ErrorContains(s, err, "killed")
 }
 
-// adoptFailpoints returns the failpoints in the source.
 func adoptFailpoints(t testing.TB) (names []string) {
 	t.Helper()
 	failpoint := regexp.MustCompile(`// gofail: var (adopt\w+) struct\{\}`)
@@ -180,7 +179,6 @@ func adoptFailpoints(t testing.TB) (names []string) {
 	return names
 }
 
-// canUndo reports whether an adoption can be undone.
 func (s *builtin) canUndo() bool {
 	s.Helper()
 	_, err := adopt.Read(s.root)

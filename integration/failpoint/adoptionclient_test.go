@@ -152,14 +152,12 @@ func (c *client) requireContent() {
 	}
 }
 
-// collect has containerd collect garbage.
 func (c *client) collect() {
 	c.Helper()
 	_, err := c.GarbageCollect(c.Context())
 	require.NoError(c, err)
 }
 
-// addAndRemove makes a snapshot, and removes it.
 func (c *client) addAndRemove(name string) {
 	c.Helper()
 	ctx, sn := c.in("default"), c.Snapshotter(c.name)

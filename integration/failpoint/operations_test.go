@@ -19,7 +19,6 @@ import (
 	"github.com/thinsnap/thinsnap/internal/check"
 )
 
-// operation is an operation that a crash interrupts.
 type operation struct {
 	name    string
 	options harness.Options
@@ -358,7 +357,6 @@ func operations() []operation {
 	}
 }
 
-// stop stops the daemon in an orderly way.
 func stop(r *trial) error {
 	if err := syscall.Kill(r.PID(), syscall.SIGTERM); err != nil {
 		return err

@@ -78,7 +78,6 @@ func (s *stand) arm(t *testing.T, action string, failpoints ...string) {
 	s.request(t, http.MethodPut, "failpoints", terms(action, failpoints))
 }
 
-// disarm turns a failpoint off again.
 func (s *stand) disarm(t *testing.T, failpoint string) {
 	t.Helper()
 	s.request(t, http.MethodDelete, failpoint, "")

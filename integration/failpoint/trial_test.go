@@ -165,7 +165,6 @@ func (r *trial) mount(key string) string {
 	return dir
 }
 
-// unmount undoes every mount.
 func (r *trial) unmount() {
 	r.Helper()
 	for len(r.mounted) > 0 {
@@ -186,7 +185,6 @@ func (r *trial) open(key string) {
 	r.opened = append(r.opened, f)
 }
 
-// closeAll undoes every open.
 func (r *trial) closeAll() {
 	r.Helper()
 	for _, f := range r.opened {
@@ -195,7 +193,6 @@ func (r *trial) closeAll() {
 	r.opened = nil
 }
 
-// content returns the content of the file of a key.
 func content(key string) []byte {
 	var seed [32]byte
 	copy(seed[:], key)
@@ -255,7 +252,6 @@ func (r *trial) stat(key string) (info snapshots.Info, err error) {
 	return info, err
 }
 
-// requireKind requires that a snapshot of that kind exists.
 func (r *trial) requireKind(key string, kind snapshots.Kind) {
 	r.Helper()
 	info, err := r.stat(key)
@@ -263,14 +259,12 @@ func (r *trial) requireKind(key string, kind snapshots.Kind) {
 	require.Equal(r, kind, info.Kind)
 }
 
-// requireGone requires that the snapshot does not exist.
 func (r *trial) requireGone(key string) {
 	r.Helper()
 	_, err := r.stat(key)
 	require.ErrorIs(r, err, errdefs.ErrNotFound)
 }
 
-// keys returns the keys of all snapshots of the client.
 func (r *trial) keys() (keys []string) {
 	r.Helper()
 	r.must(func(ctx context.Context) error {
@@ -312,7 +306,6 @@ type mapped struct {
 	targets []devmapper.Target
 }
 
-// deviceOf returns the device of a snapshot that is active.
 func (r *trial) deviceOf(key string) mapped {
 	r.Helper()
 	mounts, err := r.mounts(key)

@@ -9,7 +9,6 @@ import (
 	"time"
 )
 
-// commandLimit bounds one command.
 const commandLimit = 3 * time.Minute
 
 // Run runs a command to its end and returns its standard output without the last line feed. The error includes all

@@ -59,7 +59,6 @@ func findPackages(ctx context.Context, patterns []string, run string) ([]testPac
 	}
 }
 
-// findTests finds the package's kernel tests.
 func (p *testPackage) findTests() error {
 	for _, file := range append(append([]string{}, p.TestGoFiles...), p.XTestGoFiles...) {
 		path := filepath.Join(p.Dir, file)

@@ -75,7 +75,6 @@ func (p *place) blame(err error) error {
 	return err
 }
 
-// abandon ends the current guest.
 func (p *place) abandon() {
 	if p.machine != nil {
 		p.machine.Kill()

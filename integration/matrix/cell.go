@@ -149,7 +149,6 @@ func compare(a, b cell) int {
 	return slices.Compare(numbers(a.Kernel), numbers(b.Kernel))
 }
 
-// numbers returns the numbers of a version, for a comparison.
 func numbers(version string) (all []int) {
 	for _, digits := range regexp.MustCompile(`\d+`).FindAllString(version, -1) {
 		n := 0

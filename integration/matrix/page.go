@@ -7,7 +7,6 @@ import (
 	"strings"
 )
 
-// tableHead is the head of support.md's table.
 const tableHead = "| client | version | Linux | result | date | tests |\n|---|---|---|---|---|---|\n"
 
 var errNoTable = errors.New("it has no table with the expected columns")

@@ -124,7 +124,6 @@ func testContext(t *testing.T, typ string, options, added []string) {
 	require.Contains(t, append(options, added...)[0], want)
 }
 
-// label returns the SELinux context of a file.
 func label(t *testing.T, path string) string {
 	t.Helper()
 	context := make([]byte, 256)

@@ -114,7 +114,6 @@ func (g *guest) run(t *testing.T, command string) string {
 	return out
 }
 
-// write makes a file.
 func (g *guest) write(t *testing.T, path, text string) {
 	t.Helper()
 	g.run(t, fmt.Sprintf("cat > %s <<'END'\n%s\nEND", path, text))

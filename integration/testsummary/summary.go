@@ -59,7 +59,6 @@ func (r *result) String() string {
 
 var skipReason = regexp.MustCompile(`^ +\S+\.(?:go|sh):\d+: (.*)\n`)
 
-// results returns the result of each test by its package and name.
 func results(events []event) map[string]*result {
 	tests := make(map[string]*result)
 	for _, e := range events {

@@ -9,7 +9,6 @@ import (
 	"sync"
 )
 
-// consoleLines is the number of console lines that are kept.
 const consoleLines = 400
 
 // hangSeconds is the time after which a processor that runs the same kernel code counts as hung. The kernel warns after
@@ -82,7 +81,6 @@ func isHang(line string) bool {
 	return err == nil && seconds >= hangSeconds
 }
 
-// tail returns the last n lines.
 func (c *console) tail(n int) string {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -24,7 +24,6 @@ func boot(t *testing.T, c Config) *Machine {
 	return m
 }
 
-// shell runs a command in the guest and returns what it printed.
 func shell(t *testing.T, m *Machine, command string) string {
 	t.Helper()
 	var out bytes.Buffer

@@ -47,7 +47,6 @@ func baseArgs(accel string, k kernel, initrd, cmdline string) []string {
 	)
 }
 
-// qemuCommand returns the command of a guest.
 func qemuCommand(config Config, k kernel, ramdisk, socket string) *exec.Cmd {
 	options := "thinsnap.agent=" + config.Agent + " " + config.KernelOptions
 	if config.Root != "" {

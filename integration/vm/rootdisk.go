@@ -70,7 +70,6 @@ func BootRootDisk(ctx context.Context, device string) (*RootDisk, error) {
 	return m, err
 }
 
-// tryRootDisk boots a machine once.
 func tryRootDisk(ctx context.Context, accel string, k kernel, image, device string) (m *RootDisk, err error) {
 	output := &lineQueue{more: make(chan struct{}, 1)}
 	m = &RootDisk{console: newConsole(output), output: output, done: make(chan struct{})}

@@ -88,5 +88,4 @@ func userModeCommand(config Config, k kernel, script, socket string) (*exec.Cmd,
 	return cmd, nil
 }
 
-// userModeDisk is the guest's name of a disk.
 func userModeDisk(i int) string { return fmt.Sprintf("/dev/ubd%c", 'a'+i) }

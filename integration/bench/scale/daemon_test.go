@@ -53,7 +53,6 @@ func makeRoot(b *testing.B, n int) string {
 	return root
 }
 
-// evict drops the store from the page cache.
 func evict(b *testing.B, root string) {
 	b.Helper()
 	f, err := os.Open(storePath(root))

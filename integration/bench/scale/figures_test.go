@@ -11,7 +11,6 @@ import (
 	"time"
 )
 
-// A figure is one measured quantity.
 type figure struct {
 	Name  string  `json:"name"`
 	Unit  string  `json:"unit"`

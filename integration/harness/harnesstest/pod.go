@@ -37,7 +37,6 @@ type Pod struct {
 	kubelet   *Kubelet
 }
 
-// sandbox is the configuration of a pod.
 func (k *Kubelet) sandbox(name string) *cri.PodSandboxConfig {
 	return &cri.PodSandboxConfig{
 		Metadata:     &cri.PodSandboxMetadata{Name: name, Namespace: "default", Uid: name},

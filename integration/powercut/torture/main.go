@@ -36,7 +36,6 @@ func main() {
 	}
 }
 
-// pointsAtOnce is the number of points of one record.
 const pointsAtOnce = 50
 
 func run(ctx context.Context, o powercut.Options, cuts, points int) error {

@@ -50,7 +50,6 @@ func startContainerd(o options, thinsnap harness.Proxy) (*containerd, error) {
 	return c, nil
 }
 
-// stop stops containerd and closes the registry.
 func (c *containerd) stop() error { return errors.Join(c.Stop(), c.registry.Close()) }
 
 // ctr runs ctr and returns the words of its output.

@@ -65,7 +65,6 @@ func startServer(o options, pool, disk, dir string) (*server, error) {
 	return &server{daemon, sn, conn}, err
 }
 
-// stop stops the server.
 func (s *server) stop() error { return errors.Join(s.conn.Close(), s.Stop()) }
 
 // check compares the store, the kernel and the pool. The server may be running or not.
