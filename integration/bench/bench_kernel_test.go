@@ -54,7 +54,7 @@ var cases = []struct {
 	{"many", benchMany},
 }
 
-// BenchmarkSnapshotters does its own sampling: it is to be run once, with -benchtime 1x.
+// BenchmarkSnapshotters samples by itself: run it once, with -benchtime 1x.
 func BenchmarkSnapshotters(b *testing.B) {
 	dmtest.RequireKernel(b)
 	var names []string
@@ -72,7 +72,7 @@ func BenchmarkSnapshotters(b *testing.B) {
 			s.begin(b, c.name)
 			defer s.end()
 			c.run(s)
-			b.ReportMetric(0, "ns/op") // it says nothing, so it is left out
+			b.ReportMetric(0, "ns/op") // left out, because it has no meaning here
 			b.ReportMetric(time.Since(start).Seconds(), "s")
 		})
 		s.save(b)
@@ -83,7 +83,7 @@ func BenchmarkSnapshotters(b *testing.B) {
 	s.beside(b)
 }
 
-// choose splits the value of a flag; an empty one stands for all that can be chosen.
+// choose splits the value of a flag; an empty value selects all.
 func choose(t testing.TB, value string, all []string) []string {
 	t.Helper()
 	if value == "" {
@@ -106,7 +106,7 @@ func (s *suite) save(t testing.TB) {
 	require.NoError(t, os.WriteFile(*jsonFlag, append(encoded, '\n'), 0o644))
 }
 
-// beside shows another run's figures beside this one's, if they are asked for and there are any.
+// beside shows another run's figures next to this one's, if they are asked for and exist.
 func (s *suite) beside(t testing.TB) {
 	t.Helper()
 	if *besideFlag == "" {

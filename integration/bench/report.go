@@ -1,10 +1,9 @@
-// Package bench compares thinsnap with the snapshotters that containerd brings: overlayfs, native
-// and devmapper. All of them serve one containerd in one run, take turns on one disk, and are asked
-// over containerd's socket, as by its clients; beside them stands what the kernel's part of the
-// work costs by itself.
+// Package bench compares thinsnap with containerd's own snapshotters overlayfs, native and devmapper. All of them serve
+// one containerd in one run, take turns on one disk, and are called over containerd's socket, like by its clients. The
+// kernel's part of the work is measured alone, too.
 //
-// `make bench` runs it, prints the table and leaves all figures in .reports/bench.json; `make bench NATIVE=1` does so on a
-// kernel in user mode, and leaves them in .reports/bench-native.json.
+// `make bench` runs it, prints the table and writes all figures to .reports/bench.json. `make bench NATIVE=1` uses a
+// user-mode kernel, and writes to .reports/bench-native.json.
 package bench
 
 import (
@@ -17,9 +16,9 @@ import (
 	"text/tabwriter"
 )
 
-// The columns of the table. All but Floor are what containerd calls the snapshotters.
+// The columns of the table. All but Floor are names of snapshotters in containerd.
 const (
-	Floor     = "floor" // what no snapshotter of its kind can do without
+	Floor     = "floor" // the minimum for any snapshotter of its kind
 	Overlayfs = "overlayfs"
 	Native    = "native"
 	Thinsnap  = "thinsnap"
@@ -32,7 +31,7 @@ func columns() []string { return []string{Floor, Overlayfs, Native, Thinsnap, De
 // ratios are the quotients of medians that follow the columns.
 func ratios() [][2]string { return [][2]string{{Thinsnap, Overlayfs}, {Devmapper, Thinsnap}} }
 
-// Report is what a run has measured. It is not safe for concurrent use.
+// Report has the results of a run. It is not safe for concurrent use.
 type Report struct {
 	Environment []Fact `json:"environment"`
 	Rows        []*Row `json:"rows"`
@@ -41,7 +40,7 @@ type Report struct {
 	Notes   []string `json:"notes"`
 }
 
-// Fact is one thing about where it was measured.
+// Fact is a fact about the place of the measurement.
 type Fact struct {
 	Name  string `json:"name"`
 	Value string `json:"value"`
@@ -163,7 +162,7 @@ func (row *Row) ratio(of [2]string) string {
 	return number(dividend.Median() / divisor.Median())
 }
 
-// Median is the middle value, or the mean of the two in the middle; NaN if there is none.
+// Median returns the middle value, or the mean of the two middle ones; NaN if there is none.
 func (s *Series) Median() float64 {
 	sorted := slices.Sorted(slices.Values(s.Values))
 	n := len(sorted)
@@ -173,7 +172,7 @@ func (s *Series) Median() float64 {
 	return (sorted[(n-1)/2] + sorted[n/2]) / 2
 }
 
-// P95 is the smallest value that 95 % of the values do not exceed; NaN if there is none.
+// P95 returns the smallest value that 95 % of the values do not exceed; NaN if there is none.
 func (s *Series) P95() float64 {
 	sorted := slices.Sorted(slices.Values(s.Values))
 	if len(sorted) == 0 {
@@ -182,7 +181,7 @@ func (s *Series) P95() float64 {
 	return sorted[int(math.Ceil(0.95*float64(len(sorted))))-1]
 }
 
-// String is a cell of the table.
+// String returns the series as a cell of the table.
 func (s *Series) String() string {
 	if len(s.Values) == 1 {
 		return number(s.Values[0]) + s.Mark
@@ -190,14 +189,14 @@ func (s *Series) String() string {
 	return fmt.Sprintf("%s%s ≤%s ×%d", number(s.Median()), s.Mark, number(s.P95()), len(s.Values))
 }
 
-// MarshalJSON adds to the values what the table shows of them.
+// MarshalJSON encodes the values and their statistics in the table.
 func (s *Series) MarshalJSON() ([]byte, error) {
 	return json.Marshal(map[string]any{
 		"median": s.Median(), "p95": s.P95(), "samples": len(s.Values), "mark": s.Mark, "values": s.Values,
 	})
 }
 
-// number has about three digits that count.
+// number formats f with about three significant digits.
 func number(f float64) string {
 	switch digits := math.Abs(f); {
 	case digits == math.Trunc(digits), digits >= 100:

@@ -37,42 +37,42 @@ import (
 
 const (
 	mib = 1 << 20
-	// What thinsnap and the devmapper snapshotter have in common.
+	// The same for thinsnap and the devmapper snapshotter.
 	dataBytes, metadataBytes = 20 << 30, 256 * mib
 	baseBytes                = 10 << 30
-	// memoryDisk is the size of a disk in memory, of which only what is written takes any.
+	// memoryDisk is the size of a disk in memory, which allocates only written blocks.
 	memoryDisk = 60 << 30
 	slowEvery  = 4
-	// pause is long enough for what goes on in the background after an operation.
+	// pause is long enough for the background work after an operation.
 	pause = time.Second
 )
 
-// keep tells containerd's garbage collector to leave a snapshot alone.
+// keep makes containerd's garbage collector keep a snapshot.
 var keep = snapshots.WithLabels(map[string]string{"containerd.io/gc.root": "bench"})
 
-// target is a snapshotter as containerd's clients have it.
+// target is a snapshotter as seen by containerd's clients.
 type target struct {
 	snapshots.Snapshotter
 	name string
-	// slow is one that takes tenths of a second for everything.
+	// slow snapshotters take tenths of a second for each operation.
 	slow bool
 	// parent is the key of an image's top layer.
 	parent string
-	// pool is the one that it stands on; nil if it stands on none.
+	// pool is the snapshotter's pool; nil if it has none.
 	pool *pool
-	// pid is of the process that it is in.
+	// pid is the id of the snapshotter's process.
 	pid int
 }
 
-// suite is a containerd with all snapshotters on one disk, and what has been measured.
+// suite is a containerd with all snapshotters on one disk, and the results so far.
 type suite struct {
-	b          testing.TB // of the case that runs
+	b          testing.TB // of the running case
 	ctx        context.Context
 	report     *Report
 	group      string // of rows
 	tools      harness.Tools
 	disk       string
-	userMode   bool // the kernel is one in user mode
+	userMode   bool // on a user-mode kernel
 	images     harnesstest.Images
 	containerd *harnesstest.Containerd
 	conn       *grpc.ClientConn
@@ -84,13 +84,13 @@ type suite struct {
 	made []made
 }
 
-// made is a snapshot that is to be removed when its case ends.
+// made is a snapshot to be removed at the end of its case.
 type made struct {
 	t   *target
 	key string
 }
 
-// quiet has the log of a test only if it fails: that of a benchmark is printed always.
+// quiet shows a test's log only on a failure; a benchmark's log is always printed.
 type quiet struct{ testing.TB }
 
 func (q quiet) Logf(format string, args ...any) {
@@ -178,7 +178,7 @@ func (s *suite) dir(name string) string {
 	return dir
 }
 
-// options are thinsnap's, with its data in a new directory.
+// options returns thinsnap's options, with its data in a new directory.
 func (s *suite) options(dir string) harness.Options {
 	return harness.Options{
 		Dir: s.dir(dir), DataSize: fmt.Sprint(dataBytes), MetadataSize: fmt.Sprint(metadataBytes),
@@ -186,7 +186,7 @@ func (s *suite) options(dir string) harness.Options {
 	}
 }
 
-// facts describes where this runs.
+// facts describes the machine.
 func (s *suite) facts(thinsnap string) {
 	var uts unix.Utsname
 	require.NoError(s.b, unix.Uname(&uts))
@@ -203,10 +203,10 @@ func (s *suite) facts(thinsnap string) {
 	s.report.Fact("time", time.Now().UTC().Format(time.RFC3339))
 }
 
-// inUserMode is what /proc/cpuinfo says of a kernel in user mode.
+// inUserMode is a line of a user-mode kernel's /proc/cpuinfo.
 const inUserMode = "User Mode Linux"
 
-// machine says whether this is a virtual one, and of which kind.
+// machine describes the machine, with the kind of its virtualization.
 func machine(cpuinfo string) string {
 	clocks, _ := os.ReadFile("/sys/devices/system/clocksource/clocksource0/available_clocksource") // there need not be any
 	switch {
@@ -230,7 +230,7 @@ func (s *suite) begin(b *testing.B, group string) {
 	s.drain()
 }
 
-// end removes what the case has made. It is called for one that failed, too.
+// end removes the snapshots of the case, also of a failed one.
 func (s *suite) end() {
 	for _, m := range slices.Backward(s.made) {
 		if err := m.t.Remove(s.ctx, m.key); err != nil && !errdefs.IsNotFound(err) {
@@ -241,11 +241,11 @@ func (s *suite) end() {
 	s.drain()
 }
 
-// inTurn calls op for one snapshotter after the other, so that they are compared in the same minute, and that as often as
-// rounds says; for the slow ones only in every fourth round.
+// inTurn calls op for the snapshotters in turn, so that they are compared in the same minute, and repeats this for all
+// rounds; slow snapshotters take part in every fourth round.
 func (s *suite) inTurn(rounds int, op func(t *target)) { s.inTurnSlow(rounds, slowEvery, op) }
 
-// inTurnSlow is inTurn with the slow ones in every so many of the rounds.
+// inTurnSlow is inTurn, in which slow snapshotters take part only in every nth round (every).
 func (s *suite) inTurnSlow(rounds, every int, op func(t *target)) {
 	for round := range rounds {
 		for _, t := range s.targets {
@@ -261,7 +261,7 @@ func (s *suite) inTurnSlow(rounds, every int, op func(t *target)) {
 	}
 }
 
-// time adds the milliseconds that op takes to a row.
+// time adds op's duration in milliseconds to a row.
 func (s *suite) time(row, column string, op func() error) {
 	start := time.Now()
 	err := op()
@@ -269,7 +269,7 @@ func (s *suite) time(row, column string, op func() error) {
 	require.NoError(s.b, err)
 }
 
-// scaled is the mark of a value that was scaled up from fewer.
+// scaled returns the mark of a value that was scaled up from a smaller number.
 func (s *suite) scaled(from, to int) string {
 	if from == to {
 		return ""
@@ -278,16 +278,16 @@ func (s *suite) scaled(from, to int) string {
 	return "*"
 }
 
-// key is a new one.
+// key returns a new key.
 func (s *suite) key() string { return fmt.Sprintf("bench-%d", s.keys.Add(1)) }
 
-// later says that a snapshot is to be removed when its case ends.
+// later has a snapshot removed at the end of its case.
 func (s *suite) later(t *target, key string) string {
 	s.made = append(s.made, made{t, key})
 	return key
 }
 
-// prepare makes a snapshot that lasts until its case ends.
+// prepare makes a snapshot that lasts until the end of its case.
 func (s *suite) prepare(t *target, parent string) (string, []mount.Mount) {
 	key := s.later(t, s.key())
 	mounts, err := t.Prepare(s.ctx, key, parent, keep)
@@ -295,7 +295,7 @@ func (s *suite) prepare(t *target, parent string) (string, []mount.Mount) {
 	return key, mounts
 }
 
-// layer makes a committed snapshot, with nothing in it beyond its parent, that lasts until its case ends.
+// layer commits an empty snapshot of parent that lasts until the end of its case.
 func (s *suite) layer(t *target, parent string) string {
 	key, _ := s.prepare(t, parent)
 	layer := s.later(t, s.key())
@@ -303,7 +303,7 @@ func (s *suite) layer(t *target, parent string) string {
 	return layer
 }
 
-// collect has containerd collect its garbage, which is when it asks the snapshotters to remove what its clients have.
+// collect has containerd collect its garbage, in which it removes the clients' removed snapshots from the snapshotters.
 func (s *suite) collect() error {
 	leases, id := leasesapi.NewLeasesClient(s.conn), s.key()
 	_, err := leases.Create(s.ctx, &leasesapi.CreateRequest{ID: id})
@@ -314,7 +314,7 @@ func (s *suite) collect() error {
 	return err
 }
 
-// drain returns when no snapshotter has anything any more of what was removed.
+// drain waits until the snapshotters have deleted all removed snapshots.
 func (s *suite) drain() { require.NoError(s.b, s.drained()) }
 
 func (s *suite) drained() error {

@@ -17,7 +17,7 @@ const (
 // processes in the order of the table.
 func processes() []string { return []string{client, containerd, Thinsnap} }
 
-// AddUsage adds what one operation used, on the average of many, beside the time that it took.
+// AddUsage adds the average usage of one operation, and its duration.
 func (r *Report) AddUsage(group, column string, wall time.Duration, u accounting.Usage) {
 	add := func(name, unit string, value float64) { r.Add(group, name, unit, column, value) }
 	add("time", "ms", milliseconds(wall))
@@ -52,8 +52,7 @@ func (r *Report) AddUsage(group, column string, wall time.Duration, u accounting
 	}
 }
 
-// AddCalls adds the system calls of a process in n operations: of each class to the table, and of each name to the
-// details.
+// AddCalls adds a process's system calls in n operations: by class to the table, and by name to the details.
 func (r *Report) AddCalls(group, column, process string, n int, calls map[string]int) {
 	const row = "system calls of "
 	sums := make(map[string]int)
@@ -67,7 +66,7 @@ func (r *Report) AddCalls(group, column, process string, n int, calls map[string
 	}
 }
 
-// The classes of system calls.
+// Classes of system calls.
 const (
 	otherCalls  = "work"
 	ioctlCalls  = "ioctl"
@@ -76,11 +75,11 @@ const (
 	memoryCalls = "memory"
 )
 
-// classes in the order of the table.
+// classes returns the classes in the table's order.
 func classes() []string { return []string{otherCalls, ioctlCalls, syncCalls, memoryCalls, goCalls} }
 
-// class returns the class of a system call. What Go's scheduler does depends on the time that all else takes, and its
-// clock is a system call on some kernels only.
+// class returns the class of a system call. The calls of Go's scheduler depend on the speed of everything else, and
+// Go's clock is a system call only on some kernels.
 func class(name string) string {
 	switch name {
 	case "ioctl":
