@@ -210,8 +210,8 @@ func TestCrashBetweenRecords(t *testing.T) {
 	requireRefused(t, c.sn(t).Remove(t.Context(), "default/2/other"), "is kept")
 }
 
-// A store of an older version does not record what clients told: their snapshots are kept, except those that the client
-// lists.
+// TestStoreOfAnOlderVersion: such a store does not record earlier clients. Their snapshots are kept, except those that the
+// present client lists.
 func TestStoreOfAnOlderVersion(t *testing.T) {
 	b := newBench(t)
 	b.made(t, "default/1/listed", "default/2/lost", "default/3/sha256:1")
