@@ -28,7 +28,7 @@ func sections() []section {
 		{keys: []key{
 			{"version", fmt.Sprint(Version), "The version of the file's format."},
 			{"root", "an absolute path other than /",
-				"The directory of the store and, in mode \"loop\", of the pool's two files. It is created if it is missing. Only " +
+				"The directory of the store and, in mode \"loop\", of the pool's two files. It is created if missing. Only " +
 					"one daemon at a time can use it."},
 			{"address", socketRule(),
 				"The unix socket for containerd, created with mode 0600. If thinsnap.socket is used, its ListenStream= must be " +
@@ -59,8 +59,8 @@ func sections() []section {
 					"write to a shared block; large blocks need less metadata. Ignored in mode \"existing\"."},
 			{"pool.min_free_space", "0% to 99%",
 				"New snapshots are refused while less than this share of the data or metadata space is free, to keep space for " +
-					"running containers. Unallocated parts of the pool's files count only up to the free space of their disk. " +
-					"0%: refused only when the pool is full."},
+					"running containers. Holes that discards left in the pool's files count only up to the free space of their " +
+					"disk. 0%: refused only when the pool is full."},
 			{"pool.autoextend_threshold", "1% to 100%",
 				"The used share of the data or metadata space at which the pool is extended online. 100%: never. In mode " +
 					"\"existing\" thinsnap only warns: the pool's owner extends it."},
@@ -84,16 +84,16 @@ func sections() []section {
 			{"pool.loop.metadata_size", fmt.Sprintf("a multiple of %v, from %v to %v", diskBlock, minMetadataSize,
 				maxMetadataSize),
 				"The initial size of the metadata file. It is allocated, and grows at pool.autoextend_threshold. The kernel " +
-					"needs about 64 bytes for each block of each volume."},
+					"needs about 64 bytes for each written block of each volume."},
 		}},
 		{"pool.direct_lvm", "The disk of a pool in mode \"direct-lvm\". LVM creates the volume group NAME and the pool " +
 			"NAME/pool on it, where NAME is pool.name.", []key{
 			{"pool.direct_lvm.device", "empty or the absolute path of a block device",
-				"The disk, at least 1GiB and blank: no file system, no partition table, no LVM physical volume. The path matters " +
+				"The disk, at least 1GiB and blank: no file system, partition table or LVM physical volume. The path matters " +
 					"only until the pool is created: after that LVM finds the disk by its label. Paths below /dev/disk/by-id are " +
 					"stable across reboots."},
 			{"pool.direct_lvm.thinp_percent", "1% to 98%",
-				"The share of the disk for the pool's data. The rest is for extensions."},
+				"The share of the disk for the pool's data. The rest is for metadata and extensions."},
 			{"pool.direct_lvm.thinp_metapercent", "1% to 49%, and at most half of the rest after thinp_percent",
 				"The share of the disk for the pool's metadata, at most 15GiB. The same amount must stay free: LVM's first " +
 					"extension of the metadata creates a volume of that size for repairs."},
@@ -109,7 +109,7 @@ func sections() []section {
 		}},
 		{"filesystem", "The file system of the snapshots. A change of type or mkfs_options applies to images that are " +
 			"pulled later: only a snapshot without a parent gets a new file system.", []key{
-			{"filesystem.type", anyOf(Ext4, XFS), "The type. Its mkfs program must be installed."},
+			{"filesystem.type", anyOf(Ext4, XFS), "The type's mkfs program must be installed."},
 			{"filesystem.base_size", fmt.Sprintf("a multiple of %v, at least %v for %s and %v for %s", diskBlock, minExt4Size,
 				Ext4, minXFSSize, XFS),
 				"The size of a snapshot, unless its parent is larger or a label sets another. Only written blocks take space. A " +
@@ -126,8 +126,8 @@ func sections() []section {
 		}},
 		{"diff", "The comparison of snapshots, if containerd has thinsnap as a differ (docs/commit.md).", []key{
 			{"diff.containerd", "empty or " + socketRule(),
-				"The socket of the containerd whose content store gets the layers. Empty: that of the caller, which is found in " +
-					"/proc. Set it if thinsnap runs in its own PID namespace."},
+				"The socket of the containerd whose content store gets the layers. Empty: the caller's, found in /proc. Set it " +
+					"if thinsnap runs in its own PID namespace."},
 			{"diff.verify", "true or false",
 				"For tests: compare each layer with that of containerd's walking differ before it is written. If they " +
 					"are not the same, the walking differ writes the layer. This takes longer than the walking differ alone."},
