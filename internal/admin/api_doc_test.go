@@ -122,7 +122,6 @@ func isObject(typ reflect.Type) bool {
 	return typ.Kind() == reflect.Struct && typ != reflect.TypeFor[time.Time]()
 }
 
-// collect appends a type and the types of its fields.
 func collect(types []reflect.Type, typ reflect.Type) []reflect.Type {
 	if slices.Contains(types, typ) {
 		return types
@@ -163,7 +162,6 @@ func writeType(t *testing.T, b *strings.Builder, typ reflect.Type, comments map[
 	}
 }
 
-// findingKinds returns the rows of the kinds of findings.
 func findingKinds(t *testing.T) string {
 	t.Helper()
 	parsed, err := parser.ParseFile(token.NewFileSet(), "../check/report.go", nil, parser.ParseComments)

@@ -78,7 +78,6 @@ func (c *calls) end(id uint64, call EndedCall) {
 	}
 }
 
-// report fills in the calls of an Activity.
 func (c *calls) report(a *Activity) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -58,12 +58,10 @@ func describe(name, help string, labels ...string) *prometheus.Desc {
 	return prometheus.NewDesc("thinsnap_"+name, help, labels, nil)
 }
 
-// gauge adds a gauge without labels.
 func (c *backendCollector) gauge(name, help string, value func(*Info) float64) {
 	c.add(prometheus.GaugeValue, describe(name, help), value)
 }
 
-// counter adds a counter without labels.
 func (c *backendCollector) counter(name, help string, value func(*Info) float64) {
 	c.add(prometheus.CounterValue, describe(name, help), value)
 }

@@ -154,7 +154,6 @@ func (exampleBackend) RemoveClient(context.Context, string) (RemovedClient, erro
 	return RemovedClient{Name: "k3s", Snapshots: 12}, nil
 }
 
-// exampleMetrics has a running call and an ended one.
 func exampleMetrics(t *testing.T) *Metrics {
 	t.Helper()
 	m := NewMetrics(exampleBackend{}, "0.1.0", "")

@@ -49,7 +49,6 @@ func (r *Recorder) Run(ctx context.Context, backend Backend) {
 	}
 }
 
-// history returns the recorded points.
 func (r *Recorder) history() History {
 	r.mu.Lock()
 	defer r.mu.Unlock()

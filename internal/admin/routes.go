@@ -33,7 +33,6 @@ type route struct {
 	call         func(context.Context, url.Values) (any, error)
 }
 
-// param is a query parameter.
 type param struct{ name, doc string }
 
 // newRoute returns the route of a pattern "METHOD PATH".
@@ -85,7 +84,6 @@ func write(r *http.Request, w http.ResponseWriter, body any, err error) {
 	}
 }
 
-// routes returns the whole API.
 func routes(backend Backend, daemon Daemon, metrics *Metrics, recorder *Recorder) []route {
 	reads := readingRoutes(backend, daemon, metrics, recorder)
 	return append(reads, changingRoutes(backend, metrics)...)
@@ -256,7 +254,6 @@ func readExtension(query url.Values) (Extension, error) {
 	return want, nil
 }
 
-// activity returns the answer of GET /v1/activity.
 func activity(ctx context.Context, backend Backend, calls *calls) (Activity, error) {
 	var a Activity
 	info, err := backend.Info(ctx)

@@ -55,7 +55,6 @@ func begin(root string, report func(step string), m machine) (_ *adoption, err e
 	return a, nil
 }
 
-// end undoes begin.
 func (a *adoption) end() error {
 	return errors.Join(a.releaseDatabases(), a.lock.Close())
 }
@@ -71,12 +70,10 @@ func (a *adoption) path(name string) string { return filepath.Join(a.dir, name) 
 func (r Record) poolPath() string      { return filepath.Join(r.RootPath, r.Pool+".db") }
 func (r Record) snapshotsPath() string { return filepath.Join(r.RootPath, "metadata.db") }
 
-// metaPath returns the path of containerd's database.
 func (r Record) metaPath() string {
 	return filepath.Join(r.ContainerdRoot, "io.containerd.metadata.v1.bolt", "meta.db")
 }
 
-// newRecord returns the record of a new adoption.
 func newRecord(o plan.Options) Record {
 	r := Record{
 		Format: recordFormat, ID: rand.Text(), Phase: Forward, Began: now(), ContainerdRoot: o.ContainerdRoot,
@@ -132,7 +129,6 @@ func (a *adoption) requireNoStore() error {
 		"`thinsnap pool destroy`: %w", path, errdefs.ErrAlreadyExists)
 }
 
-// keysOf returns the keys of a store's snapshots.
 func keysOf(ctx context.Context, store *metadata.Store) (map[string]bool, error) {
 	keys := make(map[string]bool)
 	err := store.View(ctx, func(tx *metadata.Tx) error {

@@ -108,7 +108,6 @@ func contentsOf(ctx context.Context, store *metadata.Store) (contents, error) {
 	return c, err
 }
 
-// differences lists the differences, sorted by name.
 func differences(before, after contents) []string {
 	var all []string
 	for _, name := range slices.Sorted(maps.Keys(before)) {

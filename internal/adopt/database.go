@@ -36,7 +36,6 @@ type held struct {
 	file *os.File
 }
 
-// hold opens and locks a database.
 func hold(path string) (*held, error) {
 	// Without O_NONBLOCK, opening a named pipe waits for a writer.
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
@@ -62,7 +61,6 @@ func retryBriefly(try func() error) error {
 	}
 }
 
-// release closes the database.
 func (h *held) release() error {
 	if h == nil || h.file == nil {
 		return nil

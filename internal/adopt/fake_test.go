@@ -203,7 +203,6 @@ func (s fixture) tryRun(t *testing.T) (steps []string, err error) {
 	return steps, err
 }
 
-// undo undoes an adoption.
 func (s fixture) undo(t *testing.T) {
 	t.Helper()
 	require.NoError(t, s.tryUndo(t, fake{fixture: s}))
@@ -219,7 +218,6 @@ func (s fixture) adopt(name string) string {
 	return filepath.Join(rootdir.Adoption(s.options().Config.Root), name)
 }
 
-// setPhase writes a phase to the journal.
 func (s fixture) setPhase(t *testing.T, phase Phase) {
 	t.Helper()
 	r, err := Read(s.options().Config.Root)

@@ -143,7 +143,6 @@ func remove(path string) error {
 	return nil
 }
 
-// checksum returns the SHA-256 of a file in hexadecimal.
 func checksum(path string) (string, error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW, 0)
 	if err != nil {

@@ -118,7 +118,6 @@ func (s fixture) builtin(t *testing.T, fn func(ctx context.Context, pool *devmap
 	require.NoError(t, errors.Join(store.Close(), pool.Close()))
 }
 
-// builtinPool changes the pool's database.
 func (s fixture) builtinPool(t *testing.T, fn func(ctx context.Context, pool *devmapper.PoolMetadata) error) {
 	t.Helper()
 	pool, err := devmapper.NewPoolMetadata(filepath.Join(s.options().RootPath, testPool+".db"))
@@ -127,7 +126,6 @@ func (s fixture) builtinPool(t *testing.T, fn func(ctx context.Context, pool *de
 	require.NoError(t, pool.Close())
 }
 
-// meta changes containerd's database.
 func (s fixture) meta(t *testing.T, fn func(v1 *bolt.Bucket)) {
 	t.Helper()
 	db, err := bolt.Open(newRecord(s.options()).metaPath(), 0o644, &bolt.Options{NoFreelistSync: true})
@@ -159,7 +157,6 @@ func put(t *testing.T, b *bolt.Bucket, path, value string) {
 	require.NoError(t, b.Put([]byte(path), []byte(value)))
 }
 
-// name stores the name of a snapshot.
 func name(t *testing.T, v1 *bolt.Bucket, snapshotter, name, key, parent string) {
 	t.Helper()
 	path := "default/snapshots/" + snapshotter + "/" + name + "/"
@@ -229,7 +226,6 @@ func (s fixture) state(t *testing.T) state {
 	return st
 }
 
-// dump returns the content of a database.
 func dump(t *testing.T, path string) string {
 	t.Helper()
 	db, err := bolt.Open(path, 0, &bolt.Options{ReadOnly: true, Timeout: time.Second})

@@ -33,7 +33,7 @@ const recordFormat = 1
 // A Phase is the state of an adoption.
 type Phase string
 
-// The phases.
+// The phases of an adoption.
 const (
 	Forward Phase = "forward" // unfinished: `thinsnap adopt` completes or undoes it
 	Back    Phase = "back"    // being undone: `thinsnap adopt --undo` completes that

@@ -86,7 +86,6 @@ func (a *adoption) requireRoom(r Record, p plan.Plan) error {
 	return requireRoom(a.dir, need)
 }
 
-// backUp copies the databases.
 func (a *adoption) backUp(r *Record) error {
 	dir := a.path(backupName)
 	ofBuiltin := filepath.Join(dir, builtinDir)
@@ -151,7 +150,6 @@ func (a *adoption) lockStore(ctx context.Context) error {
 	return errors.Join(a.machine.lock(ctx, store), store.Close())
 }
 
-// count counts the outcomes of the snapshots.
 func (r *Record) count(p plan.Plan) {
 	for _, row := range p.Rows {
 		switch row.Becomes {

@@ -20,8 +20,7 @@ import (
 
 const (
 	// diskSize is the size of a disk and of its log in bytes.
-	diskSize = 32 << 20
-	// logSuffix is the suffix of a log's name.
+	diskSize  = 32 << 20
 	logSuffix = ".log"
 )
 
@@ -144,7 +143,6 @@ func (r *recorder) sync(t *testing.T) {
 	}
 }
 
-// read reads a log.
 func (d *disk) read(t *testing.T, path string, marks int) {
 	t.Helper()
 	device, err := os.Open(path)

@@ -68,7 +68,6 @@ func run(ctx context.Context, o plan.Options, report func(step string), m machin
 	return a.fresh(ctx, o)
 }
 
-// fresh makes a new adoption.
 func (a *adoption) fresh(ctx context.Context, o plan.Options) (plan.Plan, error) {
 	p := plan.Plan{Options: o}
 	r := newRecord(o)

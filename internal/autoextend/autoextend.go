@@ -283,7 +283,6 @@ func (e *Extender) setStuck(ctx context.Context, stuck string) {
 	}
 }
 
-// logState logs each change of the pool's state once.
 func (e *Extender) logState(ctx context.Context, status pool.Status) {
 	state := string(status.Mode)
 	if status.NeedsCheck {
@@ -338,7 +337,6 @@ func (e *Extender) Extend(ctx context.Context, dataBytes, metadataBytes uint64) 
 	return nil
 }
 
-// extend extends the pool and returns its new status.
 func (e *Extender) extend(ctx context.Context, dataBytes, metadataBytes uint64) (after pool.Status, err error) {
 	e.extending.Lock()
 	defer e.extending.Unlock()

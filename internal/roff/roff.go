@@ -63,7 +63,6 @@ func (p *Page) heading(request, title string) {
 	p.begun = false
 }
 
-// space separates paragraphs.
 func (p *Page) space() {
 	if p.begun {
 		p.line(".PP")

@@ -116,7 +116,6 @@ func decodeDevice(name string, b []byte) (Device, error) {
 	return Device{Name: name, ID: *r.ID, Bytes: *r.Bytes, Parent: *r.Parent, State: State(*r.State), Error: *r.Error}, nil
 }
 
-// decodeDeviceID decodes a key of device_ids.
 func decodeDeviceID(b []byte) (uint32, error) {
 	id, err := strconv.ParseUint(string(b), 10, 32)
 	if err != nil || id == 0 || id > maxDeviceID || strconv.FormatUint(id, 10) != string(b) {

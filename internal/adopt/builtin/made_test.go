@@ -172,14 +172,12 @@ func (m *made) remove(key string, async bool) {
 	})
 }
 
-// layer makes a committed snapshot.
 func (m *made) layer(name, parent string, bytes int64, labels map[string]string) {
 	m.t.Helper()
 	m.prepare("extract "+name, parent, labels)
 	m.commit(name, "extract "+name, bytes)
 }
 
-// id returns the id of a snapshot, and the name of its device.
 func (m *made) id(key string) (uint64, string) {
 	m.t.Helper()
 	var id string
@@ -238,7 +236,6 @@ func furnish(m *made) {
 	m.layer("moby/25/old", "", 1<<20, nil)
 }
 
-// find returns a snapshot and its device.
 func find(t testing.TB, dbs Databases, key string) (Snapshot, Device) {
 	t.Helper()
 	i := slices.IndexFunc(dbs.Snapshots, func(s Snapshot) bool { return s.Key == key })

@@ -78,7 +78,6 @@ type reader struct {
 	links  map[link]string // v1/parents: the key of each child
 }
 
-// metadata reads metadata.db.
 func (r *reader) metadata(tx *bolt.Tx) error {
 	v1, err := r.buckets(tx.Cursor().Bucket(), "", "v1")
 	if err != nil || v1["v1"] == nil {
@@ -114,7 +113,6 @@ func (r *reader) metadata(tx *bolt.Tx) error {
 	})
 }
 
-// snapshot reads the bucket of a snapshot.
 func (r *reader) snapshot(key string, b *bolt.Bucket) (Snapshot, error) {
 	s := Snapshot{Key: key}
 	found := make(map[string]bool)
@@ -174,7 +172,6 @@ func (r *reader) labels(b *bolt.Bucket) (map[string]string, error) {
 	return labels, err
 }
 
-// pool reads the pool's database.
 func (r *reader) pool(tx *bolt.Tx) error {
 	both, err := r.buckets(tx.Cursor().Bucket(), "", "devices", "device_ids")
 	if err != nil || len(both) == 0 {

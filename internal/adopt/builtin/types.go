@@ -47,7 +47,6 @@ func (d *Databases) Device(s Snapshot) (Device, bool) {
 	return d.Devices[i], true
 }
 
-// deviceName returns the name of a snapshot's device.
 func deviceName(pool string, id uint64) string { return fmt.Sprintf("%s-snap-%d", pool, id) }
 
 // A Snapshot is a record of metadata.db.

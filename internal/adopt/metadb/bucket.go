@@ -17,7 +17,6 @@ func within(b *bolt.Bucket, path ...string) *bolt.Bucket {
 	return b
 }
 
-// remove removes an entry of a bucket.
 func remove(b *bolt.Bucket, key []byte) error {
 	if b.Bucket(key) != nil {
 		return b.DeleteBucket(key)
@@ -25,7 +24,6 @@ func remove(b *bolt.Bucket, key []byte) error {
 	return b.Delete(key)
 }
 
-// copyEntry copies an entry of a bucket to another bucket.
 func copyEntry(ctx context.Context, to, from *bolt.Bucket, key []byte) error {
 	b := from.Bucket(key)
 	if b == nil {

@@ -109,7 +109,6 @@ func dump(t testing.TB, path string) []string {
 	return lines
 }
 
-// edit changes a database.
 func edit(t testing.TB, path string, fn func(tx *bolt.Tx) error) {
 	t.Helper()
 	db, err := bolt.Open(path, 0o600, &bolt.Options{NoSync: true, NoFreelistSync: true})
@@ -118,7 +117,6 @@ func edit(t testing.TB, path string, fn func(tx *bolt.Tx) error) {
 	require.NoError(t, db.Close())
 }
 
-// bucket creates the bucket at a path.
 func bucket(tx *bolt.Tx, path ...string) *bolt.Bucket {
 	b := tx.Cursor().Bucket()
 	for _, name := range path {

@@ -134,7 +134,6 @@ func (m *mover) container(c change) error {
 	return nil
 }
 
-// label renames a label.
 func (m *mover) label(c change) error {
 	before, _, after, _ := splitLabel(c.key)
 	key := slices.Concat(before, []byte(m.to), after)

@@ -22,7 +22,6 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// space returns the namespace with the given name.
 func space(t *testing.T, n Names, name string) Namespace {
 	t.Helper()
 	i := slices.IndexFunc(n.Namespaces, func(ns Namespace) bool { return ns.Name == name })

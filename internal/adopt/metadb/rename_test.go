@@ -299,7 +299,6 @@ func TestRestoreKeepsTheSequence(t *testing.T) {
 	require.Equal(t, before, dump(t, path))
 }
 
-// put writes a value.
 func put(b *bolt.Bucket, key, value string) {
 	if err := b.Put([]byte(key), []byte(value)); err != nil {
 		panic(err)

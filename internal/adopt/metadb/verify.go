@@ -96,7 +96,6 @@ func (ns Namespace) difference(is Namespace, exactly bool) string {
 	return ""
 }
 
-// used returns the leases with snapshots.
 func used(leases []Lease) []Lease {
 	return slices.DeleteFunc(slices.Clone(leases), func(l Lease) bool { return len(l.Snapshots) == 0 })
 }

@@ -183,7 +183,6 @@ func TestPlanOfDamage(t *testing.T) {
 	require.Empty(t, n.check(p).Findings)
 }
 
-// volumeOf returns the volume of a device in a plan.
 func volumeOf(p plan.Plan, device string) uint32 {
 	for _, r := range p.Rows {
 		if r.Device == device {
@@ -293,7 +292,6 @@ func put(t *testing.T, tx *bolt.Tx, d builtin.Device) {
 	require.NoError(t, tx.Bucket([]byte("device_ids")).Put([]byte(strconv.Itoa(int(d.ID))), []byte{1}))
 }
 
-// device returns the built-in's device of a snapshot.
 func (n *node) device(key string) builtin.Device {
 	n.t.Helper()
 	dbs, err := builtin.Read(n.t.Context(), n.builtinRoot(), n.Name())

@@ -60,7 +60,6 @@ func (g *gatherer) fail(subject string, err error) {
 	g.obstruct(subject, remedy, "%v", err)
 }
 
-// readNames reads containerd's own database.
 func (g *gatherer) readNames() {
 	o := g.options
 	path := filepath.Join(o.ContainerdRoot, "io.containerd.metadata.v1.bolt", "meta.db")
@@ -84,7 +83,6 @@ func (g *gatherer) readNames() {
 	}
 }
 
-// readBuiltin reads the built-in's databases.
 func (g *gatherer) readBuiltin() {
 	var err error
 	if g.databases, err = builtin.Read(g.ctx, g.options.RootPath, g.options.Pool); err != nil {

@@ -60,7 +60,6 @@ func (g *gatherer) checkPool() {
 	}
 }
 
-// readMapped reads the mapped devices of the pool's volumes.
 func (g *gatherer) readMapped(found *pool.Inspection) error {
 	all, err := found.MappedDevices(g.ctx)
 	if err != nil {

@@ -14,7 +14,6 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// lvm runs a program of LVM.
 func lvm(t *testing.T, args ...string) {
 	t.Helper()
 	out, err := exec.Command(args[0], args[1:]...).CombinedOutput()

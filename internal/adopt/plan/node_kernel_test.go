@@ -65,7 +65,6 @@ func nodeOn(t *testing.T, pool *thin.Pool, control *dm.Control, devices ...strin
 	return &node{t: t, Pool: pool, control: control, devices: devices, root: t.TempDir(), size: "64MB", fs: "ext4"}
 }
 
-// activate creates a mapped device of a volume.
 func (n *node) activate(name string, d builtin.Device) {
 	n.t.Helper()
 	pool, err := n.control.Info(n.Name())
@@ -75,7 +74,6 @@ func (n *node) activate(name string, d builtin.Device) {
 	require.NoError(n.t, err)
 }
 
-// start starts containerd.
 func (n *node) start() {
 	n.t.Helper()
 	c := devmapper.Config{
@@ -141,7 +139,6 @@ func (n *node) prepare(ns, key, parent string, mib int) {
 	}))
 }
 
-// layer commits a snapshot.
 func (n *node) layer(ns, name, parent string) {
 	n.t.Helper()
 	n.prepare(ns, "extract "+name, parent, 1)

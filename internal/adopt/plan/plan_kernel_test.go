@@ -53,7 +53,6 @@ func TestPlan(t *testing.T) {
 	require.Empty(t, n.check(p).Findings)
 }
 
-// reload loads a new table of the pool.
 func (n *node) reload(params string) {
 	n.t.Helper()
 	_, targets, err := n.control.Table(n.Name())

@@ -18,7 +18,6 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// countingReader counts reads.
 type countingReader struct {
 	io.ReaderAt
 	reads int

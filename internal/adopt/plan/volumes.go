@@ -40,7 +40,6 @@ type volumeReader struct {
 	begun   map[string]bool // devices whose volumes are read, or being read
 }
 
-// list reads the list of volumes.
 func (r *volumeReader) list() (err error) {
 	r.volumes = make(map[string]volume, len(r.databases.Devices))
 	r.devices, r.found = make(map[string]builtin.Device), make(map[uint32]thinmeta.Device)

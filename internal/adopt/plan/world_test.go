@@ -107,7 +107,6 @@ func (w *world) device(key string) *builtin.Device {
 	return &w.in.databases.Devices[i]
 }
 
-// volume changes the volume of a snapshot.
 func (w *world) volume(key string, change func(v *volume)) {
 	name := w.device(key).Name
 	v := w.in.volumes[name]
@@ -115,7 +114,6 @@ func (w *world) volume(key string, change func(v *volume)) {
 	w.in.volumes[name] = v
 }
 
-// forget removes the name of a snapshot.
 func (w *world) forget(key string) {
 	for _, ns := range w.names {
 		ns.Snapshots = slices.DeleteFunc(ns.Snapshots, func(s metadb.Snapshot) bool { return s.Backend == key })
@@ -153,7 +151,6 @@ func (w *world) sort() {
 	}
 }
 
-// judge returns the plan.
 func (w *world) judge() Plan {
 	w.sort()
 	return judge(w.in)

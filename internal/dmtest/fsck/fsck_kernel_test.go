@@ -84,7 +84,6 @@ func find(t *testing.T, store *metadata.Store, key string) (rec metadata.Snapsho
 	return rec
 }
 
-// damage runs a command on the volume of a snapshot.
 func damage(t *testing.T, p *pool.Pool, rec metadata.Snapshot, command []string) {
 	t.Helper()
 	id := thin.ID(rec.VolumeID)

@@ -236,7 +236,6 @@ func (r *Run) writeAgain(o Op) error {
 
 const temporary = ".replaced"
 
-// replace writes a new file and renames it over the old one.
 func (r *Run) replace(o Op) error {
 	var size int64
 	if err := r.onFile(o.Path, os.O_RDONLY, func(_ *os.File, n int64) error { size = n; return nil }); err != nil {
