@@ -5,8 +5,8 @@
 #   nfpm       the builder of packages, on any machine
 #   packages   go, and Debian packages, by apt-get; starts no service
 #   packaging  more Debian packages, for the tests of thinsnap's package, manual pages and completion
-#   kernel     the kernel of the machine's Debian release, or of the suite $THINSNAP_KERNEL (trixie, sid, …). The machine's
-#              own boot set-up and list of packages stay unchanged
+#   kernel     the kernel of the machine's Debian release, or of the suite $THINSNAP_KERNEL (trixie, sid, …). The
+#              machine's own boot setup and list of packages stay unchanged
 #   debian     Debian packages that conflict with Docker's or start a service
 #   systemd    a disk image of a Debian with systemd and containerd: integration/systemd/root.sh
 #   chromium   Debian's headless Chromium, by apt-get, for the test of the page

@@ -19,11 +19,11 @@ import (
 var (
 	casesFlag        = flag.String("cases", "", "run only these cases, separated by commas")
 	snapshottersFlag = flag.String("snapshotters", "", "run only these snapshotters, separated by commas")
-	storageFlag      = flag.String("storage", "memory", "where all data is: memory, to see what the software costs, or disk, the blank one that THINSNAP_DISK0 names")
+	storageFlag      = flag.String("storage", "memory", "place of all data: memory, to measure only the software, or disk, the blank one that THINSNAP_DISK0 names")
 	jsonFlag         = flag.String("json", "", "write all figures to this file")
 	profilesFlag     = flag.String("profiles", "", "write profiles of some loads to this directory")
-	perfFlag         = flag.Bool("perf", false, "profile the machine with perf as well, which takes minutes to begin in an emulated guest")
-	besideFlag       = flag.String("beside", "", "show the figures of this file, which -json has written on another kernel, beside these")
+	perfFlag         = flag.Bool("perf", false, "also profile the machine with perf, which takes minutes to start in an emulated guest")
+	besideFlag       = flag.String("beside", "", "show the figures of this file, written by -json on another kernel, beside these")
 )
 
 // cases in the order in which they run: the first wants pools that nobody has used.

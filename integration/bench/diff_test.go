@@ -20,8 +20,8 @@ import (
 // benchDiff makes a layer of two bytes that a container has written: on images of 16 layers, and on one of 1 GiB in
 // 50,000 files.
 func benchDiff(s *suite) {
-	s.report.Note("Of a Diff %s's differ serves %s's, containerd's walking differ the others'. All change one file of 2 bytes.",
-		Thinsnap, Thinsnap)
+	s.report.Note("A Diff of %s uses its own differ; the others use containerd's walking differ. All change one file of 2 bytes.",
+		Thinsnap)
 	quick := func(t *target) bool { return t.name == Thinsnap || t.name == Overlayfs }
 	large := s.tools
 	large.Images = s.tools.LargeImages

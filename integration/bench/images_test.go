@@ -99,7 +99,7 @@ func (s *suite) layers(t *target) map[string]string {
 // benchPull pulls an image of 16 layers and unpacks it. The floor is the time of fetching it.
 func benchPull(s *suite) {
 	const row = "pull and unpack 16 layers"
-	s.report.Note("Before a pull the image, its layers and the page cache are dropped. The floor of a pull is to fetch alone.")
+	s.report.Note("Each pull starts without the image, its layers and the page cache. The floor is the time of fetching alone.")
 	image := s.images.Layers16
 	for range 3 {
 		s.forget(image)

@@ -106,8 +106,8 @@ func (s *suite) write(mounts []mount.Mount, bytes int) error {
 func benchRemove(s *suite) {
 	s.unpackParents()
 	const answered, drained = "Remove", "Remove, until it is done"
-	s.report.Note("Remove is answered by containerd alone; the snapshotter has its part when containerd collects its garbage. "+
-		"\"done\" and \"drained\" include that, and the end of %s's work in the background.", Thinsnap)
+	s.report.Note("containerd answers a Remove by itself; the snapshotter removes the snapshot when containerd collects garbage. "+
+		"\"done\" and \"drained\" include that, and the background work of %s.", Thinsnap)
 	s.fromFloor(drained, "ms", floorRemove)
 	s.inTurn(rounds, func(t *target) {
 		key, _ := s.prepare(t, t.parent)

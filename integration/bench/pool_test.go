@@ -107,8 +107,8 @@ func benchBytes(s *suite) {
 func benchCosts(s *suite) {
 	s.unpackParents()
 	database := s.containerd.Root + "/io.containerd.metadata.v1.bolt/meta.db"
-	s.report.Note("costs are those of the snapshotter, the programs that it executes and its work in the background; " +
-		"containerd's own database is left out. A transaction is of bbolt, with two of the syncs.")
+	s.report.Note("costs include the snapshotter, the programs that it executes and its background work, but not " +
+		"containerd's own database. Transactions are bbolt's; each has two of the syncs.")
 	for _, t := range s.targets {
 		if t.pool == nil {
 			continue

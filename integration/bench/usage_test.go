@@ -118,12 +118,12 @@ func (s *suite) drainedAfter(run func(t *target, keys []string) error) func(t *t
 // benchUsage measures each operation's costs in the client, containerd, thinsnap and the kernel threads.
 func benchUsage(s *suite) {
 	s.unpackParents()
-	s.report.Note("CPU and context switches are of the mean operation of many, with what is done in the background until all is idle " +
-		"again. What these processes use while they are idle is subtracted; the case has it for a second. What the kernel does " +
-		"when a process calls it is in that process's system time. The whole machine includes interrupts, the registry and the meter.")
+	s.report.Note("CPU and context switches are averages of many operations, with their background work. The idle usage of these " +
+		"processes is subtracted; the case has it for a second. The kernel's work in a system call is in the process's system " +
+		"time. The whole machine includes interrupts, the registry and the meter.")
 	if s.userMode {
-		s.report.Note("A kernel in user mode counts CPU time by a timer of 10 ms, all of it as user time, with what the machine's " +
-			"other programs take away.")
+		s.report.Note("A user-mode kernel counts CPU time by a timer of 10 ms, all of it as user time, and counts the time that the " +
+			"machine's other programs use, too.")
 	}
 	idle := make(map[*target]accounting.Usage)
 	s.inTurnSlow(1, 1, func(t *target) {
@@ -203,8 +203,8 @@ func (s *suite) meter(t *target, op func() error) accounting.Usage {
 // benchCalls counts the system calls of each operation, separate from all timing: strace slows a process down.
 func benchCalls(s *suite) {
 	s.unpackParents()
-	s.report.Note("System calls are counted with strace, which makes a process slow: those of %s are more than they are without, "+
-		"and on a kernel without a vDSO the clock is one of them. .reports/bench.json has them by their names.", goCalls)
+	s.report.Note("System calls are counted with strace, which slows a process down, so that it makes more calls of %s. Without a "+
+		"vDSO, reading the clock is a system call. .reports/bench.json has the calls by name.", goCalls)
 	for _, op := range s.operations() {
 		s.inTurn(1, func(t *target) {
 			if t.name == Native {
