@@ -67,8 +67,8 @@ var shownBy = map[string]string{
 	`integration/setup\.sh .*`:                            "reason: the first step of every target of make",
 }
 
-// TestDocumentsRunWhatIsTested: each command in a code block of a document matches an entry of shownBy.
-func TestDocumentsRunWhatIsTested(t *testing.T) {
+// TestDocumentsRunTestedCommands: each command in a code block of a document matches an entry of shownBy.
+func TestDocumentsRunTestedCommands(t *testing.T) {
 	programs := regexp.MustCompile(`^([A-Z_]+=\S+ )*(sudo|thinsnap|make|apt|apt-get|dnf|systemctl|ctr|nerdctl|crictl|kubectl|curl|go|` +
 		`source|sed|sudoedit|install|dmesg|dmsetup|lv\w+|vg\w+|pv\w+|losetup|mount|umount|cp|mv|rm|tar|rsync|skopeo|docker|` +
 		`fallocate|truncate|integration/\S+|fstrim|e2fsck|xfs_repair|thin_\w+|journalctl|findmnt|fuser|semanage|restorecon|chcon)\s`)

@@ -9,9 +9,9 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestVulnerabilitiesThatAreNotLookedFor: `make vuln` fails if it could not check. With THINSNAP_NO_NETWORK=1 the
+// TestVulnerabilitiesUnchecked: `make vuln` fails if it could not check. With THINSNAP_NO_NETWORK=1 the
 // report has a skip and its reason instead.
-func TestVulnerabilitiesThatAreNotLookedFor(t *testing.T) {
+func TestVulnerabilitiesUnchecked(t *testing.T) {
 	const unreachable = `echo 'govulncheck: fetching vulnerabilities: Get "https://vuln.go.dev/index/modules.json.gz": no such host' >&2; exit 1`
 	skip, pass, fail := `"Action":"skip"`, `"Action":"pass"`, `"Action":"fail"`
 	for name, c := range map[string]struct {

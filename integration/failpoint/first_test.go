@@ -19,7 +19,7 @@ func testFirstStart(t *testing.T, c *coverage) {
 
 	output, err := s.TryRun([]string{variable(tell, s.names...)}, destroy...)
 	require.NoError(t, err)
-	destroying := told(output)
+	destroying := printedFailpoints(output)
 	starting := s.passed(t, func() { require.NoError(t, s.launched(t, variable(tell, s.names...))) })
 	s.Stop(t)
 	t.Logf("passes %v, and %v during the destruction", starting, destroying)

@@ -120,11 +120,11 @@ func (s *stand) passed(t *testing.T, do func()) []string {
 	do()
 	after, err := os.ReadFile(s.LogFile())
 	require.NoError(t, err)
-	return told(string(after[len(before):]))
+	return printedFailpoints(string(after[len(before):]))
 }
 
-// told returns the failpoints that have printed a line.
-func told(output string) []string {
+// printedFailpoints returns the failpoints that have printed a line.
+func printedFailpoints(output string) []string {
 	var names []string
 	for line := range strings.Lines(output) {
 		name, ok := strings.CutPrefix(strings.TrimSpace(line), "failpoint print: ")

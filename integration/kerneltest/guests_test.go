@@ -11,7 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-func TestLongPackagesAreThere(t *testing.T) {
+func TestLongPackagesExist(t *testing.T) {
 	packages, err := findPackages(t.Context(), []string{modulePath + "..."}, "")
 	require.NoError(t, err)
 	slices.SortStableFunc(packages, longestFirst)

@@ -156,7 +156,7 @@ func testRemoval(t *testing.T, g *guest) {
 func TestUpgrade(t *testing.T) {
 	t.Parallel()
 	dmtest.RequireThorough(t)
-	before := debBefore(t)
+	before := debEarlier(t)
 	g := newGuest(t, 0)
 	g.run(t, "apt-get install --yes "+fromHost(t, before))
 	g.run(t, "systemctl enable --now thinsnap")

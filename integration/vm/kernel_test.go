@@ -40,7 +40,7 @@ func TestFindKernel(t *testing.T) {
 	require.ErrorContains(t, err, "kernel-sid: run integration/setup.sh")
 }
 
-func TestPreferWithAKernelOfItsOwn(t *testing.T) {
+func TestPreferWithSuite(t *testing.T) {
 	t.Setenv("THINSNAP_KERNEL", "sid")
 	for _, where := range []string{"", "auto", "always"} {
 		t.Setenv("THINSNAP_VM", where)

@@ -168,7 +168,7 @@ func TestGuestThatHangsIsKilled(t *testing.T) {
 	require.Contains(t, m.Console(), "stuck for 23s!")
 }
 
-func TestStaleCodeIsToldFromAnOops(t *testing.T) {
+func TestStaleCodeIsNoOops(t *testing.T) {
 	for line, want := range map[string]bool{
 		"[    2.870387] Oops: int3: 0000 [#1] SMP NOPTI":           true,
 		"[  102.870387] int3: 0000 [#1] PREEMPT SMP NOPTI":         true,

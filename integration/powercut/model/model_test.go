@@ -63,7 +63,7 @@ func TestDoubt(t *testing.T) {
 	}
 }
 
-func TestFollowALineThatWasCut(t *testing.T) {
+func TestFollowTruncatedLine(t *testing.T) {
 	var keys []string
 	err := model.Follow(strings.NewReader(`{"op":"view","key":"a"}`+"\n"+`{"op":"view","ke`), func(e model.Event) { keys = append(keys, e.Key) })
 	require.NoError(t, err)

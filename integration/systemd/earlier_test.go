@@ -12,8 +12,8 @@ import (
 // earlier is the commit from which upgrades start: the last one before the configuration's keys got their final names.
 const earlier = "fb6bf5b"
 
-// debBefore builds the package of the earlier version.
-func debBefore(t *testing.T) string {
+// debEarlier builds the package of the earlier version.
+func debEarlier(t *testing.T) string {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "source")
 	for _, args := range [][]string{
