@@ -49,10 +49,10 @@ func TestNeeded(t *testing.T) {
 func TestFindPackages(t *testing.T) {
 	patterns := []string{modulePath + "devmapper", modulePath + "devmapper/pool"}
 	for run, want := range map[string][]string{
-		"":                           patterns,
-		"TellsWhatIsMissing":         patterns[:1],
-		"TellsWhatIsMissing/subtest": patterns[:1],
-		"NoSuchTest":                 nil,
+		"":                             patterns,
+		"ReportsMissingDevice":         patterns[:1],
+		"ReportsMissingDevice/subtest": patterns[:1],
+		"NoSuchTest":                   nil,
 	} {
 		packages, err := findPackages(t.Context(), patterns, run)
 		require.NoError(t, err)
