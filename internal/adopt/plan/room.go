@@ -15,8 +15,8 @@ const (
 	roomForRest     = 1 << 20
 )
 
-// checkRoom checks that the disk of thinsnap's root has space for the backups of the databases, the
-// new store, and a copy of containerd's database, in which the renaming is rehearsed.
+// checkRoom checks the free space on the disk of thinsnap's root. The adoption needs it for the backups of the
+// databases, the new store, and a copy of containerd's database for the rehearsal of the renaming.
 func (g *gatherer) checkRoom() {
 	need := uint64(roomForRest + roomForSnapshot*2*len(g.databases.Snapshots))
 	meta := filepath.Join(g.options.ContainerdRoot, "io.containerd.metadata.v1.bolt", "meta.db")
