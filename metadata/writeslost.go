@@ -13,7 +13,7 @@ var ErrWritesLost = fmt.Errorf("some writes to it were lost, because its pool wa
 	"failed: remove it, then pull or build it again: %w", errdefs.ErrDataLoss)
 
 // keyWritesLost is the prefix of the keys of volumes that may have lost writes. The value is the key of the
-// snapshot, because a version without these entries leaves them behind, and ids are used again.
+// snapshot: a version without these entries leaves them behind when it removes or commits the snapshot.
 var keyWritesLost = []byte("writes lost ")
 
 func writesLostKey(device uint32) []byte {
@@ -21,13 +21,13 @@ func writesLostKey(device uint32) []byte {
 }
 
 // MarkWritesLost records that the volume of an active snapshot may have lost writes. The mark ends with the
-// snapshot. MarkWritesLost ignores a volume that no active snapshot owns: it is never committed.
-func (t *Tx) MarkWritesLost(device uint32) error {
+// snapshot. For a volume that no active snapshot owns (yet), MarkWritesLost returns false.
+func (t *Tx) MarkWritesLost(device uint32) (marked bool, err error) {
 	o, owned := t.Owner(device)
 	if !owned || !t.ownsActive(device, o.Key) {
-		return nil
+		return false, nil
 	}
-	return t.put(t.buckets.meta, writesLostKey(device), []byte(o.Key))
+	return true, t.put(t.buckets.meta, writesLostKey(device), []byte(o.Key))
 }
 
 // WritesLost returns the volumes of active snapshots that may have lost writes, lowest id first.

@@ -42,7 +42,9 @@ func TestWritesLost(t *testing.T) {
 		require.NoError(t, tx.Create(active("removed", first+2)))
 		for i := range uint32(4) {
 			if i != 1 {
-				require.NoError(t, tx.MarkWritesLost(first+i)) // the last has no owner
+				marked, err := tx.MarkWritesLost(first + i)
+				require.NoError(t, err)
+				require.Equal(t, i < 3, marked) // the last has no owner
 			}
 		}
 	})
@@ -57,7 +59,9 @@ func TestWritesLost(t *testing.T) {
 	update(t, s, func(tx *Tx) {
 		_, err := tx.Commit("layer", "kept", CommitChange{Now: now})
 		require.NoError(t, err)
-		require.NoError(t, tx.MarkWritesLost(first+1), "it is committed")
+		marked, err := tx.MarkWritesLost(first + 1)
+		require.NoError(t, err)
+		require.False(t, marked, "it is committed")
 		_, err = tx.Remove("removed", now)
 		require.NoError(t, err)
 	})

@@ -122,13 +122,11 @@ func (s *Snapshotter) requireWritesKept(ctx context.Context, id thin.ID) error {
 	if _, err := s.detectLostWrites(ctx, watchStep/2); err != nil {
 		return err
 	}
-	if err := s.storeWritesLost(ctx); err != nil {
-		return err
+	if !s.volumes.hasWritesLost(id) {
+		return nil
 	}
-	if s.volumes.hasWritesLost(id) {
-		return metadata.ErrWritesLost
-	}
-	return nil
+	s.markWritesLost(ctx, id) // detectLostWrites may have found it just now
+	return metadata.ErrWritesLost
 }
 
 // finalizeContent sets vol to an active volume with the final content of a snapshot: its own volume, or a

@@ -21,7 +21,6 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
-	"github.com/containerd/log"
 
 	"github.com/thinsnap/thinsnap/devmapper/blockdev"
 	"github.com/thinsnap/thinsnap/devmapper/filesystem"
@@ -215,9 +214,7 @@ func (s *Snapshotter) Close() error {
 		s.deleteCopies()
 		waitAtMost(&s.underway, closeWait)
 		s.sealUnpacks()
-		if err := s.storeWritesLost(context.Background()); err != nil {
-			log.L.WithError(err).Warn("the next start does not know which volumes may have lost writes")
-		}
+		s.storeWritesLostAtClose()
 		s.ids.stop()
 		s.closeErr = s.store.Close()
 	})

@@ -2,7 +2,6 @@ package snapshotter
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -33,6 +32,9 @@ const (
 
 // watch runs detectLostWrites every watchStep until ctx ends.
 func (s *Snapshotter) watch(ctx context.Context) {
+	// The store's disk may not answer for a while.
+	detected := make(chan struct{}, 1)
+	s.underway.Go(func() { s.storeDetected(ctx, detected) })
 	ticker := time.NewTicker(watchStep)
 	defer ticker.Stop()
 	age := watchStep / 2
@@ -40,11 +42,14 @@ func (s *Snapshotter) watch(ctx context.Context) {
 		select {
 		case <-ticker.C:
 			next, err := s.detectLostWrites(ctx, age)
-			err = errors.Join(err, s.storeWritesLost(ctx))
 			if err != nil && ctx.Err() == nil {
 				log.G(ctx).WithError(err).Warn("cannot watch the pool")
 			}
 			age = next
+			select {
+			case detected <- struct{}{}:
+			default:
+			}
 		case <-ctx.Done():
 			return
 		}
@@ -86,16 +91,23 @@ func (s *Snapshotter) detectLostWrites(ctx context.Context, age time.Duration) (
 	return next, nil
 }
 
-// storeWritesLost stores what noteWritesLost recorded, so that no later run commits these volumes.
+// storeWritesLost stores what noteWritesLost recorded, so that no later run commits these volumes. A volume
+// without a record, such as a spare, waits for one: an Update that changes nothing costs no sync.
 func (s *Snapshotter) storeWritesLost(ctx context.Context) error {
-	ids := s.volumes.unstoredWritesLost()
-	if len(ids) == 0 {
+	if len(s.volumes.unstoredWritesLost()) == 0 {
 		return nil
 	}
+	var stored []thin.ID
 	err := s.store.Update(ctx, func(tx *metadata.Tx) error {
-		for _, id := range ids {
-			if err := tx.MarkWritesLost(uint32(id)); err != nil {
+		stored = nil
+		// Read here: a spare that a Prepare has taken since has lost nothing.
+		for _, id := range s.volumes.unstoredWritesLost() {
+			marked, err := tx.MarkWritesLost(uint32(id))
+			if err != nil {
 				return err
+			}
+			if marked {
+				stored = append(stored, id)
 			}
 		}
 		return nil
@@ -103,8 +115,40 @@ func (s *Snapshotter) storeWritesLost(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("store which volumes may have lost writes: %w", err)
 	}
-	s.volumes.noteWritesLostStored(ids)
+	s.volumes.noteWritesLostStored(stored)
 	return nil
+}
+
+// storeDetected runs storeWritesLost after each signal until ctx ends. It logs the first of consecutive
+// failures.
+func (s *Snapshotter) storeDetected(ctx context.Context, detected <-chan struct{}) {
+	hasFailed := false
+	for {
+		select {
+		case <-detected:
+			err := s.storeWritesLost(ctx)
+			if err != nil && !hasFailed && ctx.Err() == nil {
+				log.G(ctx).WithError(err).Warn("a restart forgets which volumes may have lost writes, unless the store can be " +
+					"written before")
+			}
+			hasFailed = err != nil
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// storeWritesLostAtClose is storeWritesLost without watch. It waits up to closeWait.
+func (s *Snapshotter) storeWritesLostAtClose() {
+	ctx, cancel := context.WithTimeout(context.Background(), closeWait)
+	defer cancel()
+	var work sync.WaitGroup
+	work.Go(func() {
+		if err := s.storeWritesLost(ctx); err != nil {
+			log.L.WithError(err).Warn("the next start does not know which volumes may have lost writes")
+		}
+	})
+	waitAtMost(&work, closeWait)
 }
 
 // fullPool records since when the pool may hold back writes.
