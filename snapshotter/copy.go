@@ -134,6 +134,9 @@ func (s *Snapshotter) frozenCopy(
 		s.reaper.add(vol.ID, false) // retried when the lock is free
 	}
 	// gofail: var afterResume struct{}
+	if err == nil && s.volumes.hasWritesLost(original) { // since requireWritesKept
+		err = metadata.ErrWritesLost
+	}
 	if err == nil {
 		vol, err = s.pool.Activate(ctx, copied, rec.Size, false)
 	}

@@ -150,14 +150,14 @@ func (s *Snapshotter) sealUnpack(ctx context.Context, id thin.ID) error {
 		return err
 	}
 	// gofail: var beforeSeal struct{}
-	if err := s.pool.Flush(ctx, id); err != nil {
+	if err := s.noteFlush(ctx, id, s.pool.Flush(ctx, id)); err != nil {
 		return fmt.Errorf("flush volume %d: %w", id, err)
 	}
 	mark, err := s.ids.take(ctx)
 	if err != nil {
 		return err
 	}
-	if err := s.pool.Suspend(ctx, id); err != nil {
+	if err := s.noteFlush(ctx, id, s.pool.Suspend(ctx, id)); err != nil {
 		s.ids.resolve(mark)
 		return fmt.Errorf("suspend volume %d: %w", id, errors.Join(err, s.pool.Resume(id)))
 	}
