@@ -137,6 +137,9 @@ func (c *checker) checkKept() error {
 
 func (c *checker) checkWritesLost() error {
 	return c.tx.eachWritesLost(func(k []byte, device uint32, key string) error {
+		if _, isRead := c.snapshot[key]; !isRead && c.tx.Exists(key) {
+			return c.ctx.Err() // readSnapshots has reported it; its mark stays for when it can be read
+		}
 		if !c.tx.ownsActive(device, key) {
 			c.reportDerived(fmt.Sprintf("device %d", device),
 				"has a mark of lost writes of snapshot %q, which is not active with it", key)

@@ -1,6 +1,7 @@
 package metadata
 
 import (
+	"bytes"
 	"testing"
 	"time"
 
@@ -78,4 +79,29 @@ func TestWritesLost(t *testing.T) {
 	require.NoError(t, s.Rebuild(t.Context()))
 	require.Equal(t, []uint32{first}, marked())
 	requireProblems(0)
+}
+
+// TestRebuildKeepsMarksOfUnreadableSnapshots: a newer or repaired store may have the record again.
+func TestRebuildKeepsMarksOfUnreadableSnapshots(t *testing.T) {
+	s := newStore(t, Options{})
+	var record []byte
+	update(t, s, func(tx *Tx) {
+		lease, err := tx.Lease(1)
+		require.NoError(t, err)
+		require.NoError(t, tx.Create(Snapshot{
+			Key: "lost", Kind: snapshots.KindActive, VolumeID: lease.First, Size: 1 << 30, Filesystem: "ext4",
+		}))
+		_, err = tx.MarkWritesLost(lease.First)
+		require.NoError(t, err)
+		record = bytes.Clone(tx.buckets.snapshots.Get([]byte("lost")))
+		require.NoError(t, tx.put(tx.buckets.snapshots, []byte("lost"), []byte("damaged")))
+	})
+	require.NoError(t, s.Rebuild(t.Context()))
+	update(t, s, func(tx *Tx) {
+		require.NoError(t, tx.put(tx.buckets.snapshots, []byte("lost"), record))
+		lost, err := tx.WritesLost()
+		require.NoError(t, err)
+		require.Len(t, lost, 1)
+	})
+	require.NoError(t, s.Rebuild(t.Context())) // it did not count the snapshot
 }
