@@ -20,8 +20,8 @@ FUZZTIME ?= 10s
 CUTS ?= 200
 POINTS ?= 200
 REPEAT ?= 50
-HISTORIES ?= 10
-DIFFS ?= 400
+MODELS ?= 10
+HISTORIES ?= 400
 CYCLES ?= 20
 gotestsum := $(cache)/bin/gotestsum --format pkgname --format-hide-empty-pkg
 
@@ -210,19 +210,19 @@ repeat: ## Run the unit tests on one processor, then those with timers REPEAT ti
 	@THINSNAP_KERNEL_TESTS=0 $(gotestsum) --hide-summary skipped --jsonfile $(reports)/repeat.json -- \
 		-short -cpu 1,2,8 -count=$(REPEAT) -skip 'TestModel|TestListOfLargeRecords|TestManySnapshots' -timeout 60m $(timed)
 
-histories: test-guest ## Run the random histories HISTORIES times, and those of DIFFS file systems: a part of test-all
+histories: test-guest ## Run each TestModel MODELS times, and TestHistories with HISTORIES histories: a part of test-all
 	@mkdir -p $(reports)
 	@go build -o $(reports)/kerneltest ./integration/kerneltest
 	@echo '== histories, with the race detector'
 	@THINSNAP_KERNEL_TESTS=0 $(gotestsum) --jsonfile $(reports)/histories.json -- \
-		-race -count=$(HISTORIES) -run TestModel -timeout 30m ./metadata ./snapshotter
+		-race -count=$(MODELS) -run TestModel -timeout 30m ./metadata ./snapshotter
 	@echo '== histories with a real kernel'
 	@$(gotestsum) --jsonfile $(reports)/histories-kernel.json --raw-command -- \
-		$(reports)/kerneltest -cpus 2 -count $(HISTORIES) -run TestModelOnTheKernel ./snapshotter
+		$(reports)/kerneltest -cpus 2 -count $(MODELS) -run TestModelOnTheKernel ./snapshotter
 	@echo '== a thousand snapshots made and removed, with udevd running'
 	@$(gotestsum) --jsonfile $(reports)/histories-udev.json --raw-command -- $(reports)/kerneltest -cpus 2 -udev -run CyclesWithUdev ./snapshotter
-	@echo '== layers of $(DIFFS) random histories of file systems, compared with those of containerd'
-	@THINSNAP_HISTORIES=$(DIFFS) $(gotestsum) --jsonfile $(reports)/histories-diff.json --raw-command -- \
+	@echo '== layers of $(HISTORIES) random histories of file systems, compared with those of containerd'
+	@THINSNAP_HISTORIES=$(HISTORIES) $(gotestsum) --jsonfile $(reports)/histories-diff.json --raw-command -- \
 		$(reports)/kerneltest -timeout 12h -run 'TestHistories$$' ./internal/diff
 
 kubelet: test-guest test-images ## Build a kubelet, and run pods on thinsnap with it: a part of test-all
