@@ -54,7 +54,7 @@ func TestWithTheUnitsCapabilities(t *testing.T) {
 			ctx := t.Context()
 
 			mounts, err := sn.Prepare(ctx, "work", "", snapshots.WithLabels(map[string]string{snapshotter.LabelSize: "1GiB"}))
-			require.NoError(t, err, "a file system that is grown")
+			require.NoError(t, err, "the file system is grown")
 			file := filepath.Join(t.TempDir(), "mnt", "file")
 			dir := filepath.Dir(file)
 			require.NoError(t, os.Mkdir(dir, 0o700))
@@ -66,7 +66,7 @@ func TestWithTheUnitsCapabilities(t *testing.T) {
 			require.Equal(t, "bind", shared[0].Type, "of a mount of thinsnap's own")
 			require.Equal(t, os.Getpid(), d.Info(t).Client.PID)
 			require.True(t, d.Info(t).Client.Alive)
-			require.NoError(t, sn.Commit(ctx, "layer", "work"), "while it is mounted: a copy is made, and its journal replayed")
+			require.NoError(t, sn.Commit(ctx, "layer", "work"), "while mounted: thinsnap makes a copy, and replays its journal")
 			require.NoError(t, mount.UnmountAll(dir, 0))
 
 			mounts, err = sn.View(ctx, "view", "layer")

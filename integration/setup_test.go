@@ -125,7 +125,7 @@ func (s *setupStand) apply(t *testing.T, w setup.Wish) setup.Dump {
 
 	again, err := s.plan(t, w)
 	require.NoError(t, err)
-	require.Empty(t, again.Files, "a second time there is nothing to do")
+	require.Empty(t, again.Files, "a second run changes nothing")
 	return dump
 }
 

@@ -55,7 +55,7 @@ func TestPoolTrim(t *testing.T) {
 	require.LessOrEqual(t, done.UsedAfter, done.UsedBefore-19*mib)
 	require.Less(t, allocated(), before-15*mib)
 	trim()
-	require.Len(t, done.Snapshots, 2, "not the one that is not mounted")
+	require.Len(t, done.Snapshots, 2, "the mounted snapshots only")
 	require.Less(t, allocated(), before-34*mib)
 	require.Contains(t, d.Run(t, "pool", "trim"), "Snapshots Trimmed: 2\n")
 }

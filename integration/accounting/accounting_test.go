@@ -107,7 +107,7 @@ func TestUsage(t *testing.T) {
 		Busy:      247500 * time.Microsecond,
 		Ended:     0.5,
 	}, used.Less(idle).Per(4))
-	require.Equal(t, used, used.Less(Usage{}), "no time idle is nothing to subtract")
+	require.Equal(t, used, used.Less(Usage{}), "without an idle time, nothing is subtracted")
 	require.Equal(t, 140*ms, used.Processes["a"].CPU())
 	require.Equal(t, 152*ms, used.CPU())
 }

@@ -49,7 +49,7 @@ func TestAdoption(t *testing.T) {
 			if !c.small {
 				n.unmount(t)
 				r, err := n.plan(t)
-				require.Error(t, err, "damaged snapshots are in the way")
+				require.Error(t, err, "damaged snapshots block the adoption")
 				require.False(t, r.Possible)
 				require.Empty(t, r.Obstacles)
 			}

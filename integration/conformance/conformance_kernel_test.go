@@ -73,7 +73,7 @@ func TestUsage(t *testing.T) {
 			require.NoError(t, err)
 			empty, err := sn.Usage(ctx, "prepare-1")
 			require.NoError(t, err)
-			require.Positive(t, empty.Size, "a file system that was just made has blocks of its own")
+			require.Positive(t, empty.Size, "a new file system has blocks of its own")
 			require.NoError(t, sn.Commit(ctx, "layer-1", "prepare-1"))
 			layer, err := sn.Usage(ctx, "layer-1")
 			require.NoError(t, err)

@@ -52,7 +52,7 @@ func TestAdoption(t *testing.T) {
 			f(number)
 			s.requireBack(before)
 		})
-		require.False(t, t.Failed(), "the stand is not as before")
+		require.False(t, t.Failed(), "the former state was not restored")
 	}
 	for i, name := range forward {
 		second := slices.Contains(forward[:i], name)

@@ -111,7 +111,7 @@ func TestContainerd2(t *testing.T) {
 				require.Equal(t, "thinsnap", at(t, runtime, "containerd", "runtimes", name, "snapshotter"))
 				require.Equal(t, shim, at(t, runtime, "containerd", "runtimes", name, "runtime_type"))
 			}
-			require.NotNil(t, at(t, runtime, "containerd", "runtimes", "runc"), "the default is still there")
+			require.NotNil(t, at(t, runtime, "containerd", "runtimes", "runc"), "the default is kept")
 		})
 	}
 }

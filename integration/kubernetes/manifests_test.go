@@ -51,7 +51,7 @@ func build(t *testing.T, dir string) map[string]string {
 	cmd.Stderr = &complaints
 	out, err := cmd.Output()
 	require.NoError(t, err, complaints.String())
-	require.Empty(t, complaints.String(), "such as a field that kustomize is about to drop")
+	require.Empty(t, complaints.String(), "no warning, such as one about a deprecated field")
 	objects := make(map[string]string)
 	for _, document := range strings.Split(string(out), "\n---\n") {
 		var meta struct {
@@ -113,7 +113,7 @@ func TestOverlays(t *testing.T) {
 		set := daemonSet(t, build(t, o.dir()))
 		require.Equal(t, set.Spec.Selector.MatchLabels, set.Spec.Template.Labels)
 		pod := set.Spec.Template.Spec
-		require.True(t, pod.HostPID, "serve tells containerd's process, the others enter process 1")
+		require.True(t, pod.HostPID, "serve identifies containerd's process; the others enter process 1")
 		require.Len(t, pod.NodeSelector, 1)
 		for label := range pod.NodeSelector {
 			require.True(t, strings.HasPrefix(label, "thinsnap.io/"), label)
@@ -128,7 +128,7 @@ func TestOverlays(t *testing.T) {
 		for _, c := range containersOf(set) {
 			require.Equal(t, corev1.PullIfNotPresent, c.ImagePullPolicy, c.Name)
 			name, tag, _ := strings.Cut(c.Image, ":")
-			require.Equal(t, ourImage, name, "no registry has it: nothing is pulled before it is edited")
+			require.Equal(t, ourImage, name, "no registry has this name, so nothing is pulled before an edit")
 			require.Regexp(t, `^\d+\.\d+\.\d+$`, tag, "a new version rolls the pods")
 		}
 	})
@@ -186,7 +186,7 @@ func configurationOf(t *testing.T, objects map[string]string, container corev1.C
 	example := strings.NewReplacer("# [", "[", "# data_size", "data_size").Replace(text)
 	require.NotEqual(t, text, example)
 	_, err = config.Parse([]byte(example))
-	require.NoError(t, err, "the example in it")
+	require.NoError(t, err, "the commented example is valid")
 	return cfg
 }
 
@@ -201,7 +201,7 @@ func TestServe(t *testing.T) {
 		data := mount(t, container, "data")
 		require.Equal(t, cfg.Root, data.MountPath)
 		require.Equal(t, corev1.MountPropagationBidirectional, *data.MountPropagation)
-		require.True(t, *container.SecurityContext.Privileged, "Bidirectional is not allowed without")
+		require.True(t, *container.SecurityContext.Privileged, "Bidirectional propagation requires it")
 		run := mount(t, container, "run").MountPath
 		require.Equal(t, run, filepath.Dir(cfg.Address))
 		require.Equal(t, run, filepath.Dir(cfg.AdminAddress))
@@ -219,7 +219,7 @@ func TestServe(t *testing.T) {
 		unit, err := os.ReadFile("../../cmd/thinsnap/systemd/thinsnap.service")
 		require.NoError(t, err)
 		require.Contains(t, string(unit), "\nTimeoutStopSec=90\n")
-		require.Equal(t, int64(90), *pod.TerminationGracePeriodSeconds, "as long as systemd waits")
+		require.Equal(t, int64(90), *pod.TerminationGracePeriodSeconds, "systemd's limit")
 	})
 	t.Run("metrics", func(t *testing.T) {
 		require.Equal(t, ":9777", cfg.MetricsAddress)

@@ -49,7 +49,7 @@ func TestGuestRunsCommands(t *testing.T) {
 		require.Equal(t, "yes in /etc\n", stdout.String())
 		require.Equal(t, "no\n", stderr.String())
 	})
-	t.Run("a lot of output, whole and in order", func(t *testing.T) {
+	t.Run("large output is complete and in order", func(t *testing.T) {
 		var out bytes.Buffer
 		require.NoError(t, m.Run(t.Context(), Command{Args: []string{"seq", "200000"}, Stdout: &out}))
 		var want bytes.Buffer
@@ -78,7 +78,7 @@ func TestGuestRunsCommands(t *testing.T) {
 		require.ErrorIs(t, err, context.DeadlineExceeded)
 		require.NotErrorIs(t, err, ErrGuestGone)
 	})
-	t.Run("a daemon left behind does not hold up the report", func(t *testing.T) {
+	t.Run("a remaining daemon does not delay the report", func(t *testing.T) {
 		var out bytes.Buffer
 		require.NoError(t, m.Run(t.Context(), Command{Args: []string{"sh", "-c", "sleep 1000 & echo done"}, Stdout: &out}))
 		require.Equal(t, "done\n", out.String())
@@ -108,7 +108,7 @@ func TestGuestRunsCommands(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, "host", string(content))
 	})
-	t.Run("but those in a share can", func(t *testing.T) {
+	t.Run("files in a share can be changed", func(t *testing.T) {
 		shell(t, m, "echo guest > "+share+"/file")
 		content, err := os.ReadFile(filepath.Join(share, "file"))
 		require.NoError(t, err)
