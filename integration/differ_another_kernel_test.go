@@ -30,7 +30,7 @@ type another struct {
 	*harnesstest.Thinsnap
 
 	b            *bench          // of that containerd
-	ctx          context.Context //nolint:containedctx // it carries the name space of all calls
+	ctx          context.Context //nolint:containedctx // carries the namespace of all calls
 	lower, upper []mount.Mount
 }
 

@@ -119,7 +119,7 @@ func (b *bench) prepare(t *testing.T, key string, change func(dir string)) (lowe
 	return lower, upper
 }
 
-// testDiffWithoutALease: a layer that is sent at once and one that is sent in pieces are both held by a lease of thinsnap.
+// testDiffWithoutALease: a lease of thinsnap holds a layer, whether it is sent at once or in pieces.
 func testDiffWithoutALease(t *testing.T, b *bench) {
 	for name, bytes := range map[string]int{"small": 3, "in pieces": 3 << 20} {
 		t.Run(name, func(t *testing.T) { testDiffIsKept(t, b, bytes) })

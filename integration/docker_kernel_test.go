@@ -115,7 +115,7 @@ func (e *docker) testCommit(t *testing.T) {
 	require.Equal(t, "new", e.inContainer(t, "committed", "cat /new; ls /data/numbers /etc/passwd 2>/dev/null || true"))
 }
 
-// whileRunning calls a function while a container "running" runs.
+// whileRunning calls a function while the container "running" runs.
 func (e *docker) whileRunning(t *testing.T, call func()) {
 	t.Helper()
 	e.run(t, "run", "--detach", "--name", "running", "--network", "none", e.images.Busybox, "sleep", "1000")

@@ -78,9 +78,12 @@ func ext4Base(device uint32) BaseRecord {
 	return BaseRecord{Filesystem: "ext4", Size: 10 << 30, VolumeID: device, UUID: "u", MkfsOptions: []string{"-m", "0"}, Created: noon}
 }
 
-// furnished returns a store with device ids 1 to 64 leased, base volume 1, committed layers "low"
-// (2) and "high" (3) on it, an active snapshot "work" (4) and a view "look" of "high", and "alone"
-// (5) without a parent.
+// furnished returns a store with ids 1 to 64 leased and these volumes, with their parents:
+//   - 1, the base volume
+//   - 2, committed as "low"
+//   - 3, committed as "high" on "low", with a view "look"
+//   - 4, active as "work" on "high"
+//   - 5, active as "alone", without a parent
 func furnished(t testing.TB) *Store {
 	t.Helper()
 	s := newStore(t, Options{})
