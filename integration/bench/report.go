@@ -35,7 +35,7 @@ func ratios() [][2]string { return [][2]string{{Thinsnap, Overlayfs}, {Devmapper
 type Report struct {
 	Environment []Fact `json:"environment"`
 	Rows        []*Row `json:"rows"`
-	// Details are rows that the table leaves out.
+	// Details are rows that are not in the table.
 	Details []*Row   `json:"details"`
 	Notes   []string `json:"notes"`
 }
@@ -74,7 +74,7 @@ func (r *Report) Note(format string, args ...any) {
 	}
 }
 
-// Add adds values to one column of a row, and the row if there is none with that case and name.
+// Add adds values to one column of a row. It makes the row if the case has none of that name.
 func (r *Report) Add(group, name, unit, column string, values ...float64) *Series {
 	return addRow(&r.Rows, group, name, unit, column, values)
 }
@@ -111,7 +111,7 @@ func (r *Report) WriteTable(out io.Writer) error {
 		return err
 	}
 	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	// What it returns is returned by Flush, too.
+	// Flush returns its errors, too.
 	line := func(cells ...string) { fmt.Fprintln(table, strings.Join(cells, "\t")) }
 	heading := append([]string{"case", "", "unit"}, columns()...)
 	for _, ratio := range ratios() {

@@ -186,7 +186,6 @@ func (s *suite) options(dir string) harness.Options {
 	}
 }
 
-// facts describes the machine.
 func (s *suite) facts(thinsnap string) {
 	var uts unix.Utsname
 	require.NoError(s.b, unix.Uname(&uts))
@@ -278,7 +277,6 @@ func (s *suite) scaled(from, to int) string {
 	return "*"
 }
 
-// key returns a new key.
 func (s *suite) key() string { return fmt.Sprintf("bench-%d", s.keys.Add(1)) }
 
 // later has a snapshot removed at the end of its case.

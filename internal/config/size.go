@@ -15,8 +15,7 @@ const (
 )
 
 // Size is a number of bytes, from 0 to 2^63-1. In the file it is a string with a binary unit, such
-// as "64KiB", "10GiB" or "10G" (units are powers of 1024 with and without the "i"), or a plain
-// number of bytes.
+// as "64KiB" or "10G", or a plain number of bytes. Units are powers of 1024, with or without the "i".
 type Size uint64
 
 // UnmarshalText parses a size. An error quotes the text.
