@@ -21,11 +21,12 @@ func writesLostKey(device uint32) []byte {
 }
 
 // MarkWritesLost records that the volume of an active snapshot may have lost writes. The mark ends with the
-// snapshot. For a volume that no active snapshot owns (yet), MarkWritesLost returns false.
-func (t *Tx) MarkWritesLost(device uint32) (marked bool, err error) {
+// snapshot. Other volumes get no mark: they are never committed. MarkWritesLost returns whether the volume has
+// an owner; without one, it may become an active snapshot's.
+func (t *Tx) MarkWritesLost(device uint32) (owned bool, err error) {
 	o, owned := t.Owner(device)
 	if !owned || !t.ownsActive(device, o.Key) {
-		return false, nil
+		return owned, nil
 	}
 	return true, t.put(t.buckets.meta, writesLostKey(device), []byte(o.Key))
 }

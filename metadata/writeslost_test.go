@@ -43,9 +43,9 @@ func TestWritesLost(t *testing.T) {
 		require.NoError(t, tx.Create(active("removed", first+2)))
 		for i := range uint32(4) {
 			if i != 1 {
-				marked, err := tx.MarkWritesLost(first + i)
+				owned, err := tx.MarkWritesLost(first + i)
 				require.NoError(t, err)
-				require.Equal(t, i < 3, marked) // the last has no owner
+				require.Equal(t, i < 3, owned)
 			}
 		}
 	})
@@ -60,9 +60,9 @@ func TestWritesLost(t *testing.T) {
 	update(t, s, func(tx *Tx) {
 		_, err := tx.Commit("layer", "kept", CommitChange{Now: now})
 		require.NoError(t, err)
-		marked, err := tx.MarkWritesLost(first + 1)
+		owned, err := tx.MarkWritesLost(first + 1)
 		require.NoError(t, err)
-		require.False(t, marked, "it is committed")
+		require.True(t, owned, "it is committed")
 		_, err = tx.Remove("removed", now)
 		require.NoError(t, err)
 	})

@@ -102,11 +102,11 @@ func (s *Snapshotter) storeWritesLost(ctx context.Context) error {
 		stored = nil
 		// Read here: a spare that a Prepare has taken since has lost nothing.
 		for _, id := range s.volumes.unstoredWritesLost() {
-			marked, err := tx.MarkWritesLost(uint32(id))
+			owned, err := tx.MarkWritesLost(uint32(id))
 			if err != nil {
 				return err
 			}
-			if marked {
+			if owned {
 				stored = append(stored, id)
 			}
 		}

@@ -150,3 +150,20 @@ func TestWatchWithAStuckStore(t *testing.T) {
 		require.True(t, s.volumes.hasWritesLost(id+1))
 	})
 }
+
+// TestWritesLostOfACommittedSnapshot: its volume never gets a mark, and must not be tried each second.
+func TestWritesLostOfACommittedSnapshot(t *testing.T) {
+	_, store, id := storeWithVolume(t)
+	s := &Snapshotter{store: store, volumes: newVolumes(nil)}
+	require.NoError(t, store.Update(t.Context(), func(tx *metadata.Tx) error {
+		if err := createActive(tx, id); err != nil {
+			return err
+		}
+		_, err := tx.Commit("layer", "container", metadata.CommitChange{Now: now()})
+		return err
+	}))
+	s.volumes.noteWritesLost(id)
+	require.NoError(t, s.storeWritesLost(t.Context()))
+	require.Empty(t, s.volumes.unstoredWritesLost())
+	requireStoredLost(t, store)
+}
