@@ -8,6 +8,7 @@ import (
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 )
 
 // rounds is the number of repetitions of a single operation for quick snapshotters, pausedRounds the number after a
@@ -36,7 +37,7 @@ func benchChild(s *suite) {
 	const paused, serial = "Prepare of a child, after 1 s", "Prepare of a child, back to back"
 	s.fromFloor(paused, "ms", floorPrepare)
 	s.inTurn(pausedRounds, func(t *target) {
-		time.Sleep(pause)
+		rest()
 		child(t, paused)
 	})
 	s.fromFloor(serial, "ms", floorPrepare)
@@ -47,20 +48,29 @@ func benchChild(s *suite) {
 	})
 }
 
+// rest waits until the machine is idle. Without the sync, the kernel would write back the previous snapshotter's files
+// during the next one's operation.
+func rest() {
+	unix.Sync()
+	time.Sleep(pause)
+}
+
 func benchView(s *suite) {
 	s.unpackParents()
 	for _, way := range []struct {
 		row    string
 		rounds int
-		after  time.Duration
+		paused bool
 	}{
-		{"View of a layer, 1 s after its Commit", pausedRounds, pause},
-		{"View of a layer, right after its Commit", rounds, 0},
+		{"View of a layer, 1 s after its Commit", pausedRounds, true},
+		{"View of a layer, right after its Commit", rounds, false},
 	} {
 		s.fromFloor(way.row, "ms", floorActivate)
 		s.inTurn(way.rounds, func(t *target) {
 			layer := s.layer(t, t.parent)
-			time.Sleep(way.after)
+			if way.paused {
+				rest()
+			}
 			s.time(way.row, t.name, func() error {
 				_, err := t.View(s.ctx, s.later(t, s.key()), layer, keep)
 				return err
