@@ -139,7 +139,7 @@ func (d *Differ) Compare(
 	case ctx.Err() != nil:
 		d.stats.cancelled.Add(1)
 		return ocispec.Descriptor{}, context.Cause(ctx)
-	case errors.As(err, &unwritten):
+	case errors.As(err, &unwritten) && !errors.Is(err, metadata.ErrWritesLost): // the next differ cannot see these
 		return ocispec.Descriptor{}, d.leave(ctx, lowerKey, upperKey, err)
 	default:
 		d.stats.failed.Add(1)

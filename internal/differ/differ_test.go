@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -18,6 +19,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/thinsnap/thinsnap/metadata"
 	"github.com/thinsnap/thinsnap/snapshotter"
 )
 
@@ -145,6 +147,18 @@ func TestLeftToTheNextDiffer(t *testing.T) {
 		require.Equal(t, codes.Unimplemented, status.Code(errgrpc.ToGRPC(err)), "%v", err)
 		require.ErrorContains(t, err, reason.Error())
 	}
+}
+
+// TestLostWritesAreNotLeftToTheNextDiffer: it would make a layer without them, and report no error.
+func TestLostWritesAreNotLeftToTheNextDiffer(t *testing.T) {
+	sn := fakeSnapshots{freeze: func(context.Context, string) error {
+		return fmt.Errorf("freeze: %w", metadata.ErrWritesLost)
+	}}
+	d := New(sn, nil, nil, Options{})
+	_, err := d.Compare(t.Context(), mounts("ours", "a"), mounts("ours", "b"))
+	require.Equal(t, codes.DataLoss, status.Code(errgrpc.ToGRPC(err)), "%v", err)
+	require.ErrorContains(t, err, "pull or build it again")
+	require.Equal(t, Stats{Failed: 1}, d.Stats())
 }
 
 // TestComparisonsThatTakeLong: a comparison that waits too long for others is left to the next
