@@ -89,7 +89,7 @@ func TestStartActivatesOneBase(t *testing.T) {
 			active = append(active, id)
 		}
 		if method == "Lookup" && id != 1 {
-			return errors.New("this base volume is not needed") // and prevents its deletion in the background for now
+			return errors.New("no Lookup of this base volume") // prevents its deletion in the background, for now
 		}
 		return nil
 	})

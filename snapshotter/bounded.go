@@ -27,8 +27,8 @@ const (
 	undoWait = time.Second
 	// closeWait bounds how long Close waits for operations that are stuck in the kernel.
 	closeWait = 10 * time.Second
-	// maxStuck is the number of operations without a caller above which new ones are refused. Each may
-	// occupy a thread in the kernel. systemd limits threads (TasksMax), and Go ends a process that gets no
+	// maxStuck is the number of operations without a caller at which new ones are refused. Each may occupy
+	// a thread in the kernel. systemd limits threads (TasksMax), and Go ends a process that gets no
 	// further one.
 	maxStuck = 128
 )
@@ -52,9 +52,9 @@ func runInKernel[T any](ctx context.Context, s *Snapshotter, op func(ctx context
 	return runBounded(ctx, s, op)
 }
 
-// runBounded calls op. It returns when op does, or soon after one of these: ctx ended, the pool was full
-// for fullWait, or kernelWait passed. An op that is stuck in the kernel continues in the background and
-// keeps its locks. Its context has ended, so it undoes its changes.
+// runBounded calls op. It returns when op does, or soon after one of these: ctx ended, the pool was found
+// full after fullWait, or kernelWait passed. An op that is stuck in the kernel continues in the background
+// and keeps its locks. Its context has ended, so it undoes its changes.
 func runBounded[T any](ctx context.Context, s *Snapshotter, op func(ctx context.Context) (T, error)) (T, error) {
 	ctx, call := calllog.With(ctx)
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -135,8 +135,8 @@ func onDevice(device string, err error) error {
 	return fmt.Errorf("%s: %w", device, err)
 }
 
-// watchSlow limits an operation that has taken fullWait: it cancels it when the pool is full, or when
-// kernelWait has passed. Most operations end earlier, and need only one timer.
+// watchSlow cancels an operation that has taken fullWait when the pool is full, or when kernelWait has
+// passed. Most operations end earlier, and need only one timer.
 func (s *Snapshotter) watchSlow(ctx context.Context, cancel context.CancelCauseFunc) {
 	stuck := time.AfterFunc(kernelWait-fullWait, func() { cancel(errStuck) })
 	context.AfterFunc(ctx, func() { stuck.Stop() })

@@ -68,7 +68,8 @@ func TestCommitOnAFullPoolReturns(t *testing.T) {
 				require.ErrorContains(t, err, "/dev/mapper/fake-snap-")
 				require.ErrorContains(t, err, "remove snapshots, or make the pool larger")
 
-				// A later caller waits as long as its context allows; the others do not.
+				// A later operation on the snapshot waits until its context ends; those on others do not
+				// wait.
 				ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 				defer cancel()
 				_, err = b.Mounts(ctx, "a")

@@ -52,7 +52,7 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, opts []snaps
 		return err
 	}
 	// gofail: var afterUnshareToCommit struct{}
-	if err := s.requireWritesKept(ctx, id); err != nil {
+	if err := s.requireNoWritesLost(ctx, id); err != nil {
 		return err
 	}
 	vol, committed := pool.Volume{ID: id}, false
@@ -117,8 +117,8 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, opts []snaps
 		errdefs.ErrUnavailable)
 }
 
-// requireWritesKept fails for a volume that may have lost writes.
-func (s *Snapshotter) requireWritesKept(ctx context.Context, id thin.ID) error {
+// requireNoWritesLost fails for a volume that may have lost writes.
+func (s *Snapshotter) requireNoWritesLost(ctx context.Context, id thin.ID) error {
 	if _, err := s.detectLostWrites(ctx, watchStep/2); err != nil {
 		return err
 	}

@@ -13,8 +13,8 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 )
 
-// TestResumeThatFails: the background retries a failed resume. Processes in the container wait for it, and
-// a client may not call again.
+// TestResumeThatFails: the reaper retries a failed resume. Processes in the container wait for it, and a
+// client may not call again.
 func TestResumeThatFails(t *testing.T) {
 	for name, then := range map[string]func(b *bench) error{
 		"nothing": func(*bench) error { return nil },

@@ -66,7 +66,8 @@ func (c *copies) failed() {
 	c.making--
 }
 
-// forget removes a deleted volume. It returns the volume's original, or 0 if it was not a copy.
+// forget removes a deleted volume from the list of copies. It returns the volume's original, or 0 if it
+// was not a copy.
 func (c *copies) forget(id thin.ID) (original thin.ID) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -101,8 +102,8 @@ func (c *copies) original(id thin.ID) thin.ID {
 	return id
 }
 
-// UnrecordedVolumes returns the volumes that exist on purpose without a record: the ready spares and the
-// frozen copies.
+// UnrecordedVolumes returns the volumes that exist on purpose without a record: the spares, except those
+// that are being created, and the frozen copies.
 func (s *Snapshotter) UnrecordedVolumes() map[thin.ID]bool {
 	ids := s.spares.volumes()
 	maps.Copy(ids, s.copies.volumes())
@@ -112,8 +113,7 @@ func (s *Snapshotter) UnrecordedVolumes() map[thin.ID]bool {
 // CountCopies returns the number of frozen copies.
 func (s *Snapshotter) CountCopies() int { return len(s.copies.volumes()) }
 
-// deleteCopy deletes a frozen copy. If that fails, mostly because the copy is in use, the background
-// retries.
+// deleteCopy deletes a frozen copy. If that fails, mostly because the copy is in use, the reaper retries.
 func (s *Snapshotter) deleteCopy(ctx context.Context, id thin.ID) {
 	if err := s.settle(ctx, id, true); err != nil {
 		s.reaper.add(id, true)
@@ -126,7 +126,7 @@ func (s *Snapshotter) deleteCopy(ctx context.Context, id thin.ID) {
 func (s *Snapshotter) discardLeftover(ctx context.Context, id thin.ID, found presence) (err error) {
 	switch {
 	case found == volumeOfThinsnap:
-		err = s.discardOwn(ctx, id)
+		err = s.discardWritten(ctx, id)
 	case s.copies.original(id) != id:
 		err = s.discardCopy(ctx, id)
 	}
@@ -140,9 +140,9 @@ func (s *Snapshotter) discardLeftover(ctx context.Context, id thin.ID, found pre
 	return nil
 }
 
-// discardOwn discards a volume of an earlier run that only thinsnap can have written to. No record has its
-// size.
-func (s *Snapshotter) discardOwn(ctx context.Context, id thin.ID) error {
+// discardWritten discards a volume of an earlier run that only thinsnap can have written to. No record has
+// its size.
+func (s *Snapshotter) discardWritten(ctx context.Context, id thin.ID) error {
 	writes, err := s.pool.Writes(ctx, id)
 	if err != nil || writes.Mapped == 0 {
 		return err

@@ -14,7 +14,7 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// resumeTries is how often an operation tries to resume a volume before the background takes over.
+// resumeTries is how often an operation tries to resume a volume before the reaper takes over.
 const resumeTries = 3
 
 // tryCopy is copyInUse. If a copy would not be whole yet, it waits for busyStep and returns true, until the
@@ -49,7 +49,7 @@ func (s *Snapshotter) copyInUse(ctx context.Context, own pool.Volume, rec metada
 	if err := s.requireUndamaged(ctx, own); err != nil {
 		return err
 	}
-	copied, wasFrozen, err := s.frozenCopy(ctx, own, rec)
+	copied, wasFrozen, err := s.copyVolume(ctx, own, rec)
 	if err != nil {
 		return fmt.Errorf("copy volume %d, which is in use: %w", own.ID, err)
 	}
@@ -65,9 +65,9 @@ func (s *Snapshotter) copyInUse(ctx context.Context, own pool.Volume, rec metada
 	return err
 }
 
-// requireUndamaged fails for a volume in use if its superblock shows that no copy would be whole. Clients
-// can still repair damage, so that leaves no lasting mark. An I/O error does, because the kernel reports it
-// only once.
+// requireUndamaged fails for a volume in use if its superblock shows that no copy would be whole. A client
+// can still repair that, so the volume is not marked as one that lost writes. An I/O error marks it,
+// because the kernel reports the error only once.
 func (s *Snapshotter) requireUndamaged(ctx context.Context, own pool.Volume) error {
 	sb, err := s.fs.Identify(own.Path)
 	switch {
@@ -82,9 +82,9 @@ func (s *Snapshotter) requireUndamaged(ctx context.Context, own pool.Volume) err
 	return nil
 }
 
-// frozenCopy creates and activates a copy of a volume in use. It freezes a mounted file system for that.
-// wasFrozen is false if the volume is open without a mount, or is being mounted or unmounted.
-func (s *Snapshotter) frozenCopy(
+// copyVolume creates and activates a writable copy of a volume in use. It freezes a mounted file system
+// for that. wasFrozen is false if the volume is open without a mount, or is being mounted or unmounted.
+func (s *Snapshotter) copyVolume(
 	ctx context.Context, vol pool.Volume, rec metadata.Snapshot,
 ) (_ pool.Volume, wasFrozen bool, err error) {
 	// A freeze writes back the file system, which would not end on a full pool.
@@ -134,7 +134,7 @@ func (s *Snapshotter) frozenCopy(
 		s.reaper.add(vol.ID, false) // retried when the lock is free
 	}
 	// gofail: var afterResume struct{}
-	if err == nil && s.volumes.hasWritesLost(original) { // since requireWritesKept
+	if err == nil && s.volumes.hasWritesLost(original) { // since requireNoWritesLost
 		err = metadata.ErrWritesLost
 	}
 	if err == nil {

@@ -147,7 +147,7 @@ func TestClientGoneInTheMiddle(t *testing.T) {
 				go func() { ended <- op.run(sn) }()
 				select {
 				case <-at:
-					// It may be a call of the background, before the client dials.
+					// It may be a call of the reaper, before the client dials.
 					for gone := false; !gone; {
 						client.breakAll()
 						select {

@@ -18,11 +18,11 @@ import (
 )
 
 // errDamaged reports a snapshot whose file system has errors or lacks writes.
-var errDamaged = fmt.Errorf("its file system is damaged or incomplete (see dmesg): remove it, then pull or build it "+
-	"again; if that fails as well, remove the image below it too: %w", errdefs.ErrDataLoss)
+var errDamaged = fmt.Errorf("its file system is damaged or incomplete (see dmesg): remove the snapshot, then pull or "+
+	"build it again; if that fails too, remove its parent as well: %w", errdefs.ErrDataLoss)
 
 // explain classifies an error. It puts the pool's own error first, because the state of the pool says more
-// about an I/O error than its number.
+// about an I/O error than its errno.
 func (s *Snapshotter) explain(err error) error {
 	if err == nil || hasClass(err) {
 		return err

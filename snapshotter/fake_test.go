@@ -24,7 +24,7 @@ type bench struct {
 	store  *metadata.Store
 	path   string
 	config snapshotter.Config
-	// replaced says that the pool was replaced: it cannot match the store.
+	// replaced is true if the pool was replaced: it cannot match the store.
 	replaced bool
 }
 
@@ -119,8 +119,8 @@ func (b *bench) owned(t testing.TB) int {
 	return n
 }
 
-// requireNoLeftovers waits for the background, and requires that only spares have no record. A spare that
-// is being created hides a leftover.
+// requireNoLeftovers waits for the reaper, and requires that only spares have no record. A spare that is
+// being created hides a leftover.
 func (b *bench) requireNoLeftovers(t testing.TB) {
 	t.Helper()
 	require.EventuallyWithT(t, func(c *assert.CollectT) {

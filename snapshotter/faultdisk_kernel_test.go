@@ -114,7 +114,7 @@ func TestKernelFaultyDataDevice(t *testing.T) {
 			require.NoError(t, err)
 			_, err = h.View(ctx, "view", "other")
 			if h.mode(t) == thin.ModeFail {
-				// The kernel does that if it cannot even roll back to the last commit.
+				// The kernel fails a pool if it cannot even roll back to the last commit.
 				requireFault(t, err, errdefs.ErrUnavailable, "view", "which deactivates the pool")
 			} else {
 				require.NoError(t, err)
@@ -131,8 +131,8 @@ func TestKernelFaultyDataDevice(t *testing.T) {
 				requireFault(t, err, errdefs.ErrUnavailable, "a", "which deactivates the pool")
 			}
 			if err != nil {
-				// A failed write of the file is reported once, to the next process that flushes the file:
-				// without a remount that would be the pool.
+				// The kernel reports a failed write of the file to the next process that flushes it. After
+				// a remount that is not the pool.
 				backing, err := h.pool.Backing()
 				require.NoError(t, err)
 				h.repairPool(ctx, t, func() { disk.Remount(t, dir) }, clearNeedsCheck(backing.MetadataFile))

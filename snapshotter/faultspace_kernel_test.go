@@ -83,8 +83,8 @@ func TestKernelFullDataDevice(t *testing.T) {
 	h.requireContent(ctx, t, "other", "other", 2<<20)
 }
 
-// TestKernelFullDataDeviceFailsWrites: if no space is freed, the kernel fails the writes, or at once in a
-// pool that does not queue. A client that unpacks a layer gets no error, but Commit does.
+// TestKernelFullDataDeviceFailsWrites: if no space is freed, the kernel fails the writes after a timeout,
+// or at once in a pool that does not queue. A client that unpacks a layer gets no error, but Commit does.
 func TestKernelFullDataDeviceFailsWrites(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.NoLeaks(t)

@@ -122,7 +122,7 @@ func (s *Snapshotter) copyToFork(
 	}
 	defer unlock()
 	s.noteVolume(ctx, grant.volume)
-	if err := s.requireWritesKept(ctx, grant.volume); err != nil {
+	if err := s.requireNoWritesLost(ctx, grant.volume); err != nil {
 		return source, pool.Volume{}, err
 	}
 	own, err := s.volumes.ensureActiveLocked(ctx, grant.volume, source.Size, false)
@@ -140,13 +140,13 @@ func (s *Snapshotter) copyToFork(
 	return source, pool.Volume{}, err
 }
 
-// copyUndamaged is frozenCopy for a volume without known damage that can be mounted on the host. It also
+// copyUndamaged is copyVolume for a volume without known damage that can be mounted on the host. It also
 // accepts a volume without a file system: a virtual machine can write anything to its disk.
 func (s *Snapshotter) copyUndamaged(ctx context.Context, own pool.Volume, rec metadata.Snapshot) (pool.Volume, error) {
 	if err := s.requireUndamaged(ctx, own); err != nil {
 		return pool.Volume{}, err
 	}
-	copied, _, err := s.frozenCopy(ctx, own, rec)
+	copied, _, err := s.copyVolume(ctx, own, rec)
 	if err != nil {
 		return pool.Volume{}, err
 	}

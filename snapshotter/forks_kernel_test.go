@@ -193,7 +193,7 @@ func startGuest(t *testing.T, disk mount.Mount) (dir string, shutdown func()) {
 // requireCalls requires that forks make no unnecessary calls to the kernel.
 func requireCalls(t *testing.T, before, after map[string]uint64, forks uint64) {
 	t.Helper()
-	// The background reads the pool's status too.
+	// Background work reads the pool's status too.
 	const background = 20
 	for command, most := range map[string]uint64{
 		"create": forks, "load": forks, "suspend": forks, "remove": 0,

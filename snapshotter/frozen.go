@@ -136,7 +136,7 @@ func (s *Snapshotter) copyWhole(ctx context.Context, rec metadata.Snapshot) (cop
 	if err := s.requireUninterrupted(ctx, rec); err != nil {
 		return pool.Volume{}, err
 	}
-	if err := s.requireWritesKept(ctx, id); err != nil {
+	if err := s.requireNoWritesLost(ctx, id); err != nil {
 		return pool.Volume{}, err
 	}
 	if err := s.beginCopy(ctx); err != nil {

@@ -210,7 +210,7 @@ func TestMountsWaitsForAScanner(t *testing.T) {
 			require.NoError(t, err)
 			require.Equal(t, want, again[0].Type)
 			require.NoError(t, h.Remove(ctx, "box"))
-			require.NoError(t, h.Cleanup(ctx), "our own mount ends")
+			require.NoError(t, h.Cleanup(ctx), "thinsnap's own mount ends")
 		})
 	}
 }

@@ -17,7 +17,8 @@ import (
 // MostVerified is the number of adopted volumes that are verified to prove that a pool is the recorded one.
 const MostVerified = 4
 
-// verifyFunc compares a witness with the store. It returns thin.ErrNoDevice if the pool has no such volume.
+// verifyFunc compares the file system of a witness, a volume that can prove the pool's identity, with the
+// store. It returns thin.ErrNoDevice if the pool has no such volume.
 type verifyFunc func(context.Context, metadata.Witness) error
 
 // verifyIdentity detects a pool that lost its content, or another pool in its place. It compares the file

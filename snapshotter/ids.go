@@ -33,8 +33,8 @@ type idSource struct {
 	stamping keyLock[struct{}]
 
 	mu sync.Mutex
-	// plain are free ids for volumes that remain snapshots of their origin until a record owns them.
-	// written are free ids for volumes that thinsnap writes to before that.
+	// plain are free ids for volumes that thinsnap does not write to before a record owns them, written
+	// those for volumes that it writes to.
 	plain, written freeIDs
 	leases         []*lease
 	// foreign are ids of foreign volumes that the store still has in a lease.
@@ -207,7 +207,8 @@ func (s *idSource) takeLease(ctx context.Context, written bool) (metadata.LeaseR
 }
 
 // claim calls update, which stores the record that owns an id. For a volume that thinsnap has written to,
-// it also stamps the pool. A start may therefore delete such a volume if it has no owner.
+// it also stamps the pool. A start then refuses a store without the record, and so can delete such a
+// volume that has no owner.
 func (s *idSource) claim(ctx context.Context, id thin.ID, update func() error) error {
 	if !s.isWritten(id) {
 		return update()
@@ -264,9 +265,9 @@ func (s *idSource) add(rec metadata.LeaseRecord) {
 	s.leases = append(s.leases, &lease{rec.First, rec.Last, rec.Written, unresolved})
 }
 
-// resume adds an open lease of an earlier run with these unresolved ids. No id of the lease is handed out
-// again.
-func (s *idSource) resume(rec metadata.LeaseRecord, ids []uint32) {
+// addEarlier adds an open lease of an earlier run with these unresolved ids. No id of the lease is handed
+// out again.
+func (s *idSource) addEarlier(rec metadata.LeaseRecord, ids []uint32) {
 	unresolved := make(map[uint32]struct{})
 	for _, id := range ids {
 		unresolved[id] = struct{}{}

@@ -147,8 +147,9 @@ func TestClientSeesItsOwn(t *testing.T) {
 	}
 }
 
-// TestForeignKeysAreRefused: a client cannot name another client's snapshots, whatever bytes it sends.
-func TestForeignKeysAreRefused(t *testing.T) {
+// TestKeysOfOtherClientsAreRefused: a client cannot name another client's snapshots, whatever bytes it
+// sends.
+func TestKeysOfOtherClientsAreRefused(t *testing.T) {
 	b := newBench(t, fakeConfig())
 	b.admit(t, "k3s")
 	other := b.in("k3s")

@@ -18,8 +18,8 @@ import (
 	"github.com/thinsnap/thinsnap/snapshotter"
 )
 
-// between calls then, with the number of the call, after each call to the kernel about one volume. Calls
-// about mounted file systems do not count.
+// between calls its function then after each call to the kernel about one volume, with the number of the
+// call. Calls about mounted file systems do not count.
 type between struct {
 	snapshotter.Pool
 	volume thin.ID
@@ -70,8 +70,8 @@ func newHostBetween(t *testing.T, config snapshotter.Config) (context.Context, *
 }
 
 // TestKernelMountDuringCommit: a client mounts after any call of a Commit to the kernel and writes. It
-// unmounts after the same call or the last one, with dmtest.Thorough after any later one. After the clean
-// unmount nothing is lost: the Commit succeeds, or is Unavailable and succeeds when repeated.
+// unmounts after the same call or after the last one; with dmtest.Thorough, after any later one. After the
+// clean unmount nothing is lost: the Commit succeeds, or is Unavailable and succeeds when repeated.
 func TestKernelMountDuringCommit(t *testing.T) {
 	for name, config := range filesystems {
 		for _, key := range []string{"container", unpackKey} {
@@ -126,8 +126,8 @@ func TestKernelMountDuringCommit(t *testing.T) {
 	}
 }
 
-// TestKernelUnpackMountedDuringCommit: the unpack stays mounted from each point at which a Commit considers
-// it unused.
+// TestKernelUnpackMountedDuringCommit: at each point at which a Commit considers an unpack unused, a
+// client mounts it, and does not unmount it.
 func TestKernelUnpackMountedDuringCommit(t *testing.T) {
 	ctx, h, p := newHostBetween(t, filesystems["ext4"])
 	for call := 1; call <= 2; call++ {

@@ -15,8 +15,8 @@ import (
 )
 
 // leftovers knows which ids in the leases of an earlier run have a volume. Most ids were never used, and
-// deleting each would fill the kernel's log with errors. A broken volume must not be
-// deleted (pool.Pool.Volumes).
+// deleting each would fill the kernel's log with errors. A volume whose mappings the kernel has lost must
+// not be deleted (pool.Pool.Volumes).
 type leftovers struct {
 	pool Pool
 	// reading is held while the pool's metadata is read, which can hang with the disk.
@@ -122,9 +122,9 @@ func (l *leftovers) note(lease metadata.LeaseRecord, volumes map[thin.ID]bool) {
 	l.leases = l.leases[1:]
 }
 
-// keepWritten keeps a leftover that a client may have written to, or that has snapshots: it shows that the
-// store is older than the pool. A leftover of a crash maps at most its origin's blocks. It also keeps a
-// volume that may be foreign. It returns false if the volume can be deleted.
+// keepWritten keeps a leftover that a client may have written to, or that has snapshots: the store is then
+// older than the pool, because a leftover of a crash maps at most its origin's blocks. A volume that may
+// be foreign is kept too. It returns false if the volume can be deleted.
 func (s *Snapshotter) keepWritten(ctx context.Context, id thin.ID) (kept bool, err error) {
 	if err := s.pool.Deactivate(ctx, id); err != nil {
 		return false, fmt.Errorf("deactivate leftover volume %d: %w", id, err)

@@ -39,7 +39,7 @@ type history struct {
 	clock atomic.Int64
 	mu    sync.Mutex
 	ops   []porcupine.Operation
-	// tokens counts the unique tokens.
+	// tokens counts the unique values that were used: contents, labels and tags.
 	tokens atomic.Int64
 }
 
@@ -56,7 +56,7 @@ func (h *history) do(client int, in request, run func() (string, error)) error {
 	h.ops = append(h.ops, porcupine.Operation{ClientId: client, Input: in, Call: began, Output: out, Return: ended})
 	if slices.Contains([]string{"Prepare", "View", "Fork"}, in.op) && out.class == failed {
 		// A failed or late Prepare removes its record again, and other clients may have seen it meanwhile.
-		// If opUndone takes effect before opSeen, it was never seen.
+		// If opUndone takes effect before opSeen, no client saw the record.
 		in.failed = in.op
 		in.tag = int(h.tokens.Add(1))
 		for _, op := range []string{opSeen, opUndone} {

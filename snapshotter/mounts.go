@@ -77,7 +77,7 @@ func (s *Snapshotter) activateAndMounts(ctx context.Context, key string) ([]moun
 	case isOpen:
 		return s.serveCopy(ctx, rec, vol)
 	}
-	// A virtual machine can have written the superblock. Commit has checked that of a read-only volume.
+	// A virtual machine can have written the superblock. That of a View was checked by Commit.
 	if sb, err := s.fs.Identify(vol.Path); err == nil && sb.Mountable() != nil {
 		return nil, explainMount(sb.Mountable())
 	}
@@ -137,9 +137,10 @@ func (s *Snapshotter) deviceOptions(rec metadata.Snapshot) []string {
 	return append(opts, s.config.MountOptions...)
 }
 
-// bindMounts returns a bind of thinsnap's own mount of a mounted snapshot: `nerdctl commit` mounts a
-// running container's read-only, which the kernel refuses for the device. The mount stays until Commit or
-// Remove. It has no id mapping, like the parent's View that it is compared with.
+// bindMounts returns a bind of thinsnap's own mount of a mounted snapshot: `nerdctl commit` mounts the
+// snapshot of a running container read-only, and the kernel refuses that for a device that is mounted
+// writable. The mount stays until Commit or Remove. It has no id mapping, like the parent's View that it
+// is compared with.
 func (s *Snapshotter) bindMounts(ctx context.Context, rec metadata.Snapshot, vol pool.Volume) []mount.Mount {
 	options := s.deviceOptions(rec)
 	source, err := s.fs.Mount(vol.Path, rec.Filesystem, s.mountDir(vol.ID), options)

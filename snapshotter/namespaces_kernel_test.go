@@ -15,8 +15,8 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// mountNamespace is a copy of the mount name space without later mounts of the original, like that of a
-// systemd service with PrivateMounts. nil is the original.
+// mountNamespace is a copy of the mount name space that does not receive later mounts of the original,
+// like that of a systemd service with PrivateMounts. nil is the original.
 type mountNamespace struct{ file *os.File }
 
 func newMountNamespace(t *testing.T) *mountNamespace {

@@ -88,7 +88,7 @@ func TestOlderStoreWithinALease(t *testing.T) {
 		}
 		require.Equal(t, foreign, b.pool.IDs()[idle])
 
-		// They are checked at once.
+		// The next start does not read the kept ones again.
 		looks := b.pool.Calls()["Writes"]
 		b.restart(t, true)
 		require.NoError(t, b.Cleanup(t.Context()))

@@ -36,12 +36,12 @@ type options struct {
 }
 
 func parseOptions(ctx context.Context, key string, opts []snapshots.Opt) (options, error) {
-	info, err := allLabels(ctx, key, opts)
+	info, err := applyOptions(ctx, key, opts)
 	if err != nil {
 		return options{}, err
 	}
 	o := options{labels: storedLabels(info.Labels), fork: info.Labels[LabelFrom]}
-	if _, has := info.Labels[LabelFrom]; has && o.fork == "" { // else it would have other content than the fork
+	if _, has := info.Labels[LabelFrom]; has && o.fork == "" { // a snapshot that is not a fork would have other content
 		return options{}, fmt.Errorf("label %s: its token is empty: did the command that prints it fail?: %w", LabelFrom,
 			errdefs.ErrInvalidArgument)
 	}
@@ -52,9 +52,9 @@ func parseOptions(ctx context.Context, key string, opts []snapshots.Opt) (option
 	return o, err
 }
 
-// parseInfo returns the options with the labels to be stored, for Commit.
+// parseInfo returns the options of a Commit, with the labels to be stored.
 func parseInfo(ctx context.Context, key string, opts []snapshots.Opt) (snapshots.Info, error) {
-	info, err := allLabels(ctx, key, opts)
+	info, err := applyOptions(ctx, key, opts)
 	if err != nil {
 		return info, err
 	}
@@ -62,8 +62,8 @@ func parseInfo(ctx context.Context, key string, opts []snapshots.Opt) (snapshots
 	return info, checkLabels(info.Labels)
 }
 
-// allLabels returns the options with all labels, but for an unpack without labelsOfImages.
-func allLabels(ctx context.Context, key string, opts []snapshots.Opt) (snapshots.Info, error) {
+// applyOptions returns the options with all labels; for an unpack, labelsOfImages are left out.
+func applyOptions(ctx context.Context, key string, opts []snapshots.Opt) (snapshots.Info, error) {
 	var info snapshots.Info
 	for _, opt := range opts {
 		if err := opt(&info); err != nil {

@@ -73,7 +73,7 @@ func (t *poolTime) check() error {
 }
 
 // watch reads the time of a foreign pool until ctx ends. It reads the time of thinsnap's own pool only
-// once, because that grows between two leases by no more than their ids.
+// once, because between two leases at most the leased ids raise it.
 func (t *poolTime) watch(ctx context.Context) {
 	ticker := time.NewTicker(timeStep)
 	defer ticker.Stop()

@@ -17,7 +17,7 @@ import (
 
 // Prepare creates an active snapshot. Once Prepare has returned, the snapshot survives any crash.
 //
-// A LabelSize above the parent's size grows the file system, up to Config.MaxBytes. A smaller one is
+// A LabelSize above the parent's size grows the file system, up to Config.MaxBytes; one below it is
 // refused with errdefs.ErrInvalidArgument. With less free space in the pool than Config.MinFreePercent,
 // Prepare returns errdefs.ErrResourceExhausted. LabelFrom makes the snapshot a fork.
 func (s *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error) {
@@ -29,8 +29,7 @@ func (s *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...s
 	return mounts, nil
 }
 
-// prepare checks the request, takes a volume and stores the record. The functions below have this order;
-// those for failures are last.
+// prepare checks the request, takes a volume and stores the record.
 func (s *Snapshotter) prepare(ctx context.Context, key, parent string, opts []snapshots.Opt) ([]mount.Mount, error) {
 	ctx = log.WithLogger(ctx, log.G(ctx).WithField("key", metadata.ShowKey(key)))
 	want, err := parseOptions(ctx, key, opts)
@@ -80,7 +79,7 @@ type origin struct {
 	volume     thin.ID // 0 for none: the snapshot gets a new file system
 	filesystem string
 	bytes      uint64
-	// source is set for a fork, whose volume is a copy of the source's.
+	// source is set for a fork: its volume is a copy of the source's, and volume is the parent's.
 	source *forkGrant
 }
 
@@ -244,7 +243,7 @@ func (s *Snapshotter) recordAndActivate(
 		return "", recordErr
 	}
 	if err == nil {
-		err = s.noteUnwritten(rec, path)
+		err = s.noteCreatedLSN(rec, path)
 	}
 	if err == nil && ctx.Err() != nil {
 		err = context.Cause(ctx) // the caller has received an error, and may try again
@@ -255,8 +254,9 @@ func (s *Snapshotter) recordAndActivate(
 	return path, nil
 }
 
-// noteUnwritten records the LSN of the xfs of a new unpack: Commit compares it.
-func (s *Snapshotter) noteUnwritten(rec metadata.Snapshot, path string) error {
+// noteCreatedLSN records the log sequence number of the xfs of a new unpack. At the Commit, the same
+// number means that no log was written (needsRecovery).
+func (s *Snapshotter) noteCreatedLSN(rec metadata.Snapshot, path string) error {
 	if !isUnpack(rec) || rec.Filesystem != filesystem.XFS {
 		return nil
 	}
@@ -281,7 +281,7 @@ func (s *Snapshotter) record(ctx context.Context, rec metadata.Snapshot, from or
 }
 
 // errRecordStays reports a snapshot whose Prepare failed but whose record could not be removed.
-var errRecordStays = errors.New("it cannot be undone, remove the snapshot")
+var errRecordStays = errors.New("the record stays: remove the snapshot")
 
 // removeRecord removes the record of a snapshot whose Prepare failed, unless the key now belongs to another
 // snapshot. It returns errRecordStays if it cannot.

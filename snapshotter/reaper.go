@@ -40,9 +40,9 @@ type reaper struct {
 	later      []*job
 	laterSince time.Time
 	laterTimer *time.Timer
-	// rounds is closed and replaced when a round ends.
-	rounds chan struct{}
-	done   sync.WaitGroup
+	// roundEnded is closed and replaced when a round, one call of settle, ends.
+	roundEnded chan struct{}
+	done       sync.WaitGroup
 }
 
 type job struct {
@@ -62,7 +62,7 @@ type job struct {
 
 func newReaper(settle func(ctx context.Context, id thin.ID, leftover bool) error) *reaper {
 	ctx, cancel := context.WithCancel(context.Background())
-	return &reaper{settle: settle, ctx: ctx, cancel: cancel, jobs: make(map[thin.ID]*job), rounds: make(chan struct{})}
+	return &reaper{settle: settle, ctx: ctx, cancel: cancel, jobs: make(map[thin.ID]*job), roundEnded: make(chan struct{})}
 }
 
 // add settles a volume at once.
@@ -160,8 +160,8 @@ func (r *reaper) work() {
 func (r *reaper) finish(j *job, err error) {
 	j.running = false
 	j.rounds++
-	close(r.rounds)
-	r.rounds = make(chan struct{})
+	close(r.roundEnded)
+	r.roundEnded = make(chan struct{})
 	if err == nil {
 		j.failures = 0
 	}
@@ -193,12 +193,13 @@ type BackgroundCounts struct {
 	Waiting uint64 // queued
 	// Deferred volumes could not be settled, mostly because they are in use. They are retried.
 	Deferred uint64
-	// DeferredRemovals counts the unneeded volumes that could not be deactivated, DeferredDeletions the
-	// volumes that could not be deleted. Both include volumes that are being retried.
+	// DeferredRemovals counts the unneeded volumes whose mapped devices could not be removed,
+	// DeferredDeletions the volumes that could not be deleted. Both include volumes that are being
+	// retried.
 	DeferredRemovals, DeferredDeletions uint64
 }
 
-// counts returns all counts but DeferredRemovals and DeferredDeletions, for which the store is needed.
+// counts returns all counts except DeferredRemovals and DeferredDeletions, for which the store is needed.
 // deferred has the deferred volumes; true is a leftover.
 func (r *reaper) counts() (c BackgroundCounts, deferred map[thin.ID]bool) {
 	r.mu.Lock()
@@ -241,7 +242,7 @@ func (r *reaper) drain(ctx context.Context) error {
 	defer r.mu.Unlock()
 	for _, t := range targets {
 		for t.job.rounds < t.rounds {
-			ended := r.rounds
+			ended := r.roundEnded
 			r.mu.Unlock()
 			select {
 			case <-ended:

@@ -27,7 +27,7 @@ func TestDrainAfterALaterJobOfARunningOne(t *testing.T) {
 	<-started
 	r.addLater(1)
 	r.mu.Lock()
-	ended := r.rounds
+	ended := r.roundEnded
 	r.mu.Unlock()
 	goOn <- struct{}{}
 	<-ended

@@ -16,7 +16,8 @@ import (
 
 // verifyPool compares the pool with the store's record of it, without activating a volume.
 func (s *Snapshotter) verifyPool(ctx context.Context) error {
-	// A reopened pool takes Commits again, and each raises the transaction ids of store and pool.
+	// The lock excludes Commits, which continue once a pool is reopened and raise the transaction ids of
+	// store and pool.
 	unlock, err := s.ids.stamping.lock(ctx, struct{}{})
 	if err != nil {
 		return err
@@ -43,7 +44,7 @@ func (s *Snapshotter) verifyPool(ctx context.Context) error {
 		return mismatch("block size", rec.BlockSize, status.BlockBytes)
 	}
 	if rec.Foreign() {
-		return nil // the pool's owner sets the transaction id
+		return nil // the program that made the pool sets the transaction id
 	}
 	// A lease is recorded before the pool is stamped: after a crash, the pool may be one behind.
 	if status.TransactionID != rec.TransactionID && status.TransactionID+1 != rec.TransactionID {
@@ -52,8 +53,8 @@ func (s *Snapshotter) verifyPool(ctx context.Context) error {
 	return nil
 }
 
-// recover finishes or undoes interrupted operations of an earlier run: it has every volume that may need it
-// settled in the background. Its cost does not grow with the number of snapshots.
+// recover finishes or undoes interrupted operations of an earlier run: the reaper settles each volume that
+// they may have left behind. The cost does not grow with the number of snapshots.
 func (s *Snapshotter) recover(ctx context.Context) error {
 	active, err := s.pool.Active(ctx)
 	if err != nil {
@@ -69,7 +70,7 @@ func (s *Snapshotter) recover(ctx context.Context) error {
 		return err
 	}
 	// gofail: var afterResumeSuspended struct{}
-	if err := s.forgoUnproved(ctx); err != nil {
+	if err := s.protectForeign(ctx); err != nil {
 		return err
 	}
 	unowned := 0
@@ -106,8 +107,8 @@ func (s *Snapshotter) recover(ctx context.Context) error {
 	return nil
 }
 
-// recoverLease has every id of a lease that has no owner settled as a leftover, and returns their number. A
-// crash after the creation of a volume and before its record leaves one.
+// recoverLease adds the unowned ids of a lease to the reaper, as leftovers, and returns their number. A
+// crash between the creation of a volume and its record leaves one.
 func (s *Snapshotter) recoverLease(tx *metadata.Tx, lease metadata.LeaseRecord) int {
 	var unowned []uint32
 	for id := lease.First; id <= lease.Last; id++ {
@@ -117,17 +118,17 @@ func (s *Snapshotter) recoverLease(tx *metadata.Tx, lease metadata.LeaseRecord) 
 		}
 	}
 	s.leftovers.add(lease)
-	s.ids.resume(lease, unowned)
+	s.ids.addEarlier(lease, unowned)
 	for _, id := range unowned {
 		s.reaper.add(thin.ID(id), true)
 	}
 	return len(unowned)
 }
 
-// forgoUnproved closes the open leases and keeps the trash in a foreign pool of unproved identity. Such a
-// pool has no UUID, and the store has neither a base volume nor an adopted volume. A volume with such an id
-// may be foreign.
-func (s *Snapshotter) forgoUnproved(ctx context.Context) error {
+// protectForeign closes the open leases and keeps the trash, if the identity of a foreign pool is not
+// proved: a foreign volume may have an id of a lease or of the trash. Such a pool has no UUID, and the
+// store has neither a base volume nor an adopted volume.
+func (s *Snapshotter) protectForeign(ctx context.Context) error {
 	// Checked without an update, which would wait for the disk even if it changes nothing.
 	rec, err := s.store.Pool(ctx)
 	if err != nil || rec.Identified() {
@@ -180,7 +181,7 @@ func (s *Snapshotter) closeLeases(ctx context.Context) error {
 }
 
 // keepTrash keeps the volumes of removed snapshots as leftovers. Otherwise the next start would delete
-// them: the new base volume of this start will prove the pool.
+// them, because the new base volume of this start will prove the pool's identity.
 func (s *Snapshotter) keepTrash(ctx context.Context, trash []metadata.TrashRecord, blockBytes uint64) error {
 	if len(trash) == 0 {
 		return nil
@@ -237,7 +238,7 @@ func (s *Snapshotter) resumeSuspended(volumes []pool.Volume) error {
 	return err
 }
 
-// unsealActive makes the devices of active snapshots writable again that a crash during a Commit left
+// unsealActive makes each active snapshot's device writable again if a crash during a Commit left it
 // read-only.
 func (s *Snapshotter) unsealActive(ctx context.Context, volumes []pool.Volume) error {
 	for _, v := range volumes {

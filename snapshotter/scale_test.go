@@ -19,7 +19,7 @@ import (
 func TestManySnapshots(t *testing.T) {
 	few, many := measureStart(t, 1_000), measureStart(t, 20_000)
 	require.Equal(t, few.started.Transactions, many.started.Transactions)
-	// Reads of the background may be among them.
+	// Background reads may be among them.
 	require.InDelta(t, few.started.Reads, many.started.Reads, 4)
 	const slack = 64 << 10 // 3 bytes a snapshot
 	require.InDelta(t, few.heap, many.heap, slack, "bytes kept after the start")

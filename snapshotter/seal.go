@@ -38,7 +38,7 @@ func (s *Snapshotter) seal(
 	sealed, sb, err = s.makeWhole(ctx, vol, rec, frozenCopy)
 	if err != nil {
 		// The next mount would replay the log, and hide that an unpack lacks files. A guest can repair the
-		// disk of a virtual machine, so that disk gets no lasting mark.
+		// disk of a virtual machine, so that volume is not marked.
 		if isUnpack(rec) && errors.Is(err, errDamaged) {
 			s.markWritesLost(ctx, vol.ID)
 		}
@@ -161,9 +161,9 @@ func (s *Snapshotter) replay(vol pool.Volume, rec metadata.Snapshot, frozenCopy 
 	return explainMount(err)
 }
 
-// needsRecovery reports whether a file system has a journal or log that must be replayed. For an ext4 the
-// superblock sb shows that; for an xfs the kernel looks. It fails for a damaged file system. The device
-// refuses writes.
+// needsRecovery reports whether a file system has a journal or log that must be replayed. The superblock
+// sb of an ext4 shows that; for an xfs, a mount of the device does. The device must refuse writes. A
+// damaged file system is an error.
 func (s *Snapshotter) needsRecovery(
 	vol pool.Volume, rec metadata.Snapshot, frozenCopy bool,
 ) (sb filesystem.Superblock, needed bool, err error) {
@@ -195,9 +195,10 @@ func (s *Snapshotter) needsRecovery(
 }
 
 // identify returns the superblock of a volume's file system, and fails if that is damaged. Without a file
-// system, which a virtual machine may have overwritten, the type is "".
+// system it fails for an unpack; otherwise the type is "", because a virtual machine may have overwritten
+// it.
 func (s *Snapshotter) identify(vol pool.Volume, rec metadata.Snapshot) (filesystem.Superblock, error) {
-	// A direct read first writes back cached blocks, and returns the error of that.
+	// Identify reads with O_DIRECT, which first writes back cached blocks, and returns the error of that.
 	sb, err := s.fs.Identify(vol.Path)
 	switch {
 	case errors.Is(err, filesystem.ErrNotRecognised) && isUnpack(rec):

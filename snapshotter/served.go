@@ -18,7 +18,7 @@ import (
 const (
 	// servedIdle is how long an unopened served copy is kept.
 	servedIdle = 10 * time.Minute
-	// servedStep is the time between two checks of the open copies.
+	// servedStep is the time between two checks whether the served copies are open.
 	servedStep = time.Minute
 )
 
@@ -46,9 +46,8 @@ func (s *Snapshotter) serveCopy(ctx context.Context, rec metadata.Snapshot, vol 
 	// A client that only reads looks like one that starts the container, whose root file system would be
 	// the copy.
 	log.G(ctx).WithField("device", vol.Path).WithField("copy", copied.Path).
-		Warn("the snapshot is open, but not mounted: the mount is of a read-only copy; if no virtual machine runs on it, " +
-			"and its container starts now, end the process that has the device open (fuser -v DEVICE), and start the " +
-			"container again")
+		Warn("the snapshot is open, but not mounted: returning a mount of a read-only copy. If no virtual machine has it " +
+			"open, end the process that has it open (fuser -v DEVICE), and start the container again")
 	view := rec
 	view.Kind = snapshots.KindView
 	return []mount.Mount{{Type: rec.Filesystem, Source: copied.Path, Options: s.deviceOptions(view)}}, nil
@@ -131,7 +130,7 @@ func (s *Snapshotter) watchServed(ctx context.Context) {
 	}
 }
 
-// dropUnused deletes the served copies that were not open for servedIdle.
+// dropUnused deletes the served copies that were last served or open at least servedIdle ago.
 func (s *Snapshotter) dropUnused(ctx context.Context, now time.Time) {
 	for original, served := range s.copies.servedNow() {
 		vol, err := s.pool.Lookup(ctx, served.id)

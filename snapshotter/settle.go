@@ -112,8 +112,8 @@ func (s *Snapshotter) deactivateUnused(ctx context.Context, id thin.ID, viewed b
 	return s.pool.Deactivate(ctx, id)
 }
 
-// deleteTrash deletes the volume of a removed snapshot, and then its record. A crash in between leaves a
-// record without a volume, which is harmless.
+// deleteTrash deletes the volume of a removed snapshot, and then the trash entry. A crash in between
+// leaves an entry without a volume, which is harmless.
 func (s *Snapshotter) deleteTrash(ctx context.Context, id thin.ID) error {
 	var trash metadata.TrashRecord
 	err := s.store.View(ctx, func(tx *metadata.Tx) (err error) {

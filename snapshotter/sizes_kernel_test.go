@@ -57,8 +57,8 @@ func TestBaseSizeRaisedOnTheKernel(t *testing.T) {
 }
 
 // The kernel writes no inode tables of a grown file system, because unmapped blocks of the pool read as
-// zeroes. With init_itable=0 it would write them at once: it does if that option follows thinsnap's, and
-// does not if it precedes them.
+// zeroes. With init_itable=0 it would write them at once: only if that option follows thinsnap's, not if
+// it precedes it.
 func TestNothingIsWrittenThatNobodyAskedFor(t *testing.T) {
 	config := filesystems["ext4"]
 	config.MaxBytes = 2 << 30

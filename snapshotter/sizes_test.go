@@ -126,7 +126,7 @@ func TestSizes(t *testing.T) {
 	b.requireNoLeftovers(t)
 }
 
-// By default, a label can only request less than base_size.
+// By default, max_size is base_size, and a label cannot request more.
 func TestNoSizeAboveTheDefault(t *testing.T) {
 	b := newBench(t, fakeConfig())
 	b.layer(t, "layer", "", "content")

@@ -1,5 +1,5 @@
-// Package snapshotter implements containerd's snapshots.Snapshotter on a thin pool. Every image layer and
-// every container is a thin volume, and every child is a snapshot of its parent.
+// Package snapshotter implements containerd's snapshots.Snapshotter on a thin pool. The volume of a
+// snapshot is dm-thin's snapshot of its parent's volume; a View uses its parent's volume.
 //
 // It orders the changes to the store (package metadata), which is authoritative, and to the Pool, which
 // calls the kernel. The order makes a crash harmless:
@@ -31,7 +31,7 @@ import (
 )
 
 // Pool is the part of a thin pool that a Snapshotter uses; *pool.Pool implements it. Errors are those of
-// packages thin and devmapper.
+// packages pool, thin, thinmeta and devmapper.
 type Pool interface {
 	CreateThin(ctx context.Context, id thin.ID) error
 	CreateSnap(ctx context.Context, id, origin thin.ID) error
@@ -94,11 +94,11 @@ type Config struct {
 	// Filesystem is the type of new file systems: filesystem.Ext4 or filesystem.XFS. A snapshot has the
 	// type of its parent.
 	Filesystem string
-	// BaseBytes is the size in bytes of a snapshot without a parent and without a size label; a multiple of
-	// 4096.
+	// BaseBytes is the default size in bytes of a snapshot; a multiple of 4096. The default is the
+	// parent's size if that is larger, and for an unpack with a parent.
 	BaseBytes uint64
-	// MaxBytes is the largest size in bytes that a label can set; a multiple of 4096. BaseBytes is the
-	// limit if it is larger.
+	// MaxBytes is the largest size in bytes that a label can set; a multiple of 4096. The default size is
+	// the limit if it is larger.
 	MaxBytes uint64
 	// MkfsOptions are arguments of mkfs; see filesystem.MkfsOptions.
 	MkfsOptions []string
@@ -117,7 +117,7 @@ type Config struct {
 	// Reopen loads the pool into the kernel again after another program removed it. verify checks that it
 	// is the store's pool. Reopen may be nil, and may be called concurrently.
 	Reopen func(ctx context.Context, verify func(context.Context) error) error
-	// Discard returns the space of a removed volume to the disk or files below the pool.
+	// Discard makes the deletion of a volume return its space to the disk or files below the pool.
 	Discard bool
 }
 
@@ -144,7 +144,7 @@ type Snapshotter struct {
 	stuck    atomic.Int64
 	// asking limits the daemon to one status query of explain and cancelWhenFull at a time.
 	asking chan struct{}
-	// full records how long the pool has held back writes.
+	// full records since when the pool may hold back writes.
 	full fullPool
 	// unwatch ends watch, poolTime.watch and watchServed.
 	unwatch context.CancelFunc
@@ -204,8 +204,8 @@ func New(ctx context.Context, config Config, store *metadata.Store, p Pool, fs F
 }
 
 // Close stops the background work and closes the store. The volumes of active snapshots stay active, so
-// containers keep running. Each of its steps waits a limited time (closeWait, sparesStop, sealWait) for
-// operations that are stuck in the kernel; the next start recovers from these.
+// containers keep running. Each of its steps waits a limited time (closeWait, sparesStop, checkpointWait)
+// for operations that are stuck in the kernel; the next start recovers from these.
 func (s *Snapshotter) Close() error {
 	s.closeOnce.Do(func() {
 		s.unwatch()
@@ -213,7 +213,7 @@ func (s *Snapshotter) Close() error {
 		s.reaper.stop() // before deleteCopies: a running discard would delay theirs
 		s.deleteCopies()
 		waitAtMost(&s.underway, closeWait)
-		s.sealUnpacks()
+		s.checkpointUnpacks()
 		s.storeWritesLostAtClose()
 		s.ids.stop()
 		s.closeErr = s.store.Close()

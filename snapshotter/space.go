@@ -16,8 +16,8 @@ import (
 // statusAge is the greatest age of the pool status that decides about a new snapshot.
 const statusAge = time.Second
 
-// checkPool refuses a new snapshot in three cases: the pool takes no changes, its time is near its end, or
-// too little is free and the pool cannot be extended.
+// checkPool refuses a new snapshot in three cases: the pool takes no changes, its time is near the
+// maximum, or too little is free and the pool cannot be extended.
 func (s *Snapshotter) checkPool(ctx context.Context) error {
 	if err := s.ids.time.check(); err != nil {
 		s.spares.dropAll()

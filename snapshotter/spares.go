@@ -95,7 +95,7 @@ func newSpares(
 		origins: make(map[thin.ID]*originSpares)}
 }
 
-// expect creates a spare of an origin that will probably be prepared from soon.
+// expect creates a spare of an origin, because a Prepare will probably need it soon.
 func (p *spares) expect(from origin) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -344,7 +344,7 @@ func (p *spares) status() SpareCounts {
 	return counts
 }
 
-// of returns the ready spares of an origin.
+// of returns the spares of an origin, except those that are being created.
 func (p *spares) of(id thin.ID) (ids []thin.ID) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -358,7 +358,7 @@ func (p *spares) of(id thin.ID) (ids []thin.ID) {
 	return ids
 }
 
-// volumes returns the ready spares.
+// volumes returns all spares, except those that are being created.
 func (p *spares) volumes() map[thin.ID]bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -404,5 +404,5 @@ func (s *Snapshotter) deleteSpareVolume(ctx context.Context, id thin.ID) {
 // Spares returns the numbers of spares.
 func (s *Snapshotter) Spares() SpareCounts { return s.spares.status() }
 
-// SpareVolumes returns the ready spares.
+// SpareVolumes returns the volumes of the spares, except those that are being created.
 func (s *Snapshotter) SpareVolumes() map[thin.ID]bool { return s.spares.volumes() }

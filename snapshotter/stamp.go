@@ -56,8 +56,8 @@ func requireChangeable(status pool.Status) error {
 	return poolError(status)
 }
 
-// stamp sets the pool's transaction id to the store's. That of a foreign pool belongs to the pool's owner,
-// and is not changed.
+// stamp sets the pool's transaction id to the store's. That of a foreign pool belongs to the program that
+// made the pool, and is not changed.
 func (s *idSource) stamp(ctx context.Context) error {
 	s.mu.Lock()
 	stamped := s.stamped
@@ -102,8 +102,8 @@ func (s *idSource) stampAfterCrash(ctx context.Context) {
 	}
 }
 
-// stampLater stamps a pool that refused the stamp of an update, as soon as it accepts it. Until then an
-// older store cannot be distinguished.
+// stampLater stamps a pool that refused the stamp of an update, as soon as it accepts it. Until then a
+// start also accepts a store without the update.
 func (s *idSource) stampLater(err error) {
 	log.L.WithError(err).Warn("the pool does not take the store's transaction id; trying again")
 	s.done.Go(func() {

@@ -24,8 +24,8 @@ type Trimmed struct {
 	VolumeID thin.ID
 	// Bytes is the number of discarded bytes of free space. The kernel also counts unmapped space.
 	Bytes uint64
-	// Unmapped is the number of bytes that the volume maps less than before. Blocks that other volumes
-	// share do not become free.
+	// Unmapped is the number of bytes by which the volume's mapped bytes decreased. Blocks that other
+	// volumes share do not become free.
 	Unmapped uint64
 	// Stopped is the reason why Trim ended before the end of the file system, or nil.
 	Stopped error
@@ -67,9 +67,9 @@ type trimmedPiece struct {
 	end uint64
 }
 
-// trimPiece trims a piece at offset, if the snapshot still has the given volume; 0 is any. It holds the
-// volume's lock while it has its own mount. The mount could change a volume that is committed, and a daemon
-// with a mount of a suspended volume cannot end.
+// trimPiece trims a piece at offset, if the snapshot still has the given volume, or any if that is 0. It
+// holds the volume's lock while it has its own mount. The mount could change a volume that is committed,
+// and a daemon with a mount of a suspended volume cannot end.
 func (s *Snapshotter) trimPiece(
 	ctx context.Context, key string, volume thin.ID, offset, bytes uint64,
 ) (trimmedPiece, error) {
@@ -120,7 +120,8 @@ func (s *Snapshotter) trimPiece(
 	return piece, err
 }
 
-// requireTrimmable refuses a snapshot whose volume must not change, or is not the given one; 0 is any.
+// requireTrimmable refuses a snapshot whose volume must not change, or is not the given one, unless that
+// is 0.
 func (s *Snapshotter) requireTrimmable(rec metadata.Snapshot, volume thin.ID) error {
 	switch {
 	case volume != 0 && volume != thin.ID(rec.VolumeID):

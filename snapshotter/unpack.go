@@ -21,9 +21,9 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// unpackOptions mount an ext4 without its journal (ext4(5)). With a journal, a layer would be written twice
-// and flushed six times, instead of once at its Commit. A crash loses nothing of value, because containerd
-// unpacks the layer again, under another key.
+// unpackOptions mount an ext4 without its journal (ext4(5)). With a journal, a layer would be written
+// twice, and flushed six times instead of once, at its Commit. A crash loses nothing of value, because
+// containerd unpacks the layer again, under another key.
 var unpackOptions = []string{"noload", "nobarrier"} //nolint:gochecknoglobals // a constant
 
 // isUnpack reports whether a layer is unpacked into the snapshot.
@@ -59,18 +59,19 @@ func (s *Snapshotter) withoutJournal(rec metadata.Snapshot) bool {
 }
 
 // requireUninterrupted fails for a snapshot into which a layer was being unpacked when the machine went
-// down. Without barriers, even the superblock of an unmounted file system may be newer than the rest. Until
-// its Commit or Remove such a volume stays active and writable, unless the machine went down. A read-only
-// one was activated since, to be measured.
+// down. Without barriers, even the superblock of an unmounted file system may be newer than the rest. The
+// volume of an unpack stays active and writable until its Commit or Remove: an inactive one shows that the
+// machine went down, and a read-only one was activated after that, to be measured.
 //
-// A volume that was not written to since its creation, or since an orderly stop (sealUnpack), is whole, and
-// its key remains usable.
+// A volume that was not written to since its creation, or since an orderly stop (checkpointUnpack), is
+// whole, and its key remains usable.
 func (s *Snapshotter) requireUninterrupted(ctx context.Context, rec metadata.Snapshot) error {
 	id := thin.ID(rec.VolumeID)
 	if !isUnpack(rec) || rec.Filesystem != filesystem.Ext4 {
 		return nil
 	}
-	// A device that was removed with its pool may have lost writes that its disk had not flushed.
+	// IsActive, because a device that was removed with its pool may have lost writes that its disk had not
+	// flushed.
 	if s.volumes.wasCreatedHere(id) && s.pool.IsActive(id) {
 		return nil
 	}
@@ -96,23 +97,23 @@ func (s *Snapshotter) requireUninterrupted(ctx context.Context, rec metadata.Sna
 	return nil
 }
 
-// sealWait bounds how long Close waits for sealAll.
-const sealWait = 5 * time.Second
+// checkpointWait bounds how long Close waits for checkpointAll.
+const checkpointWait = 5 * time.Second
 
-// sealUnpacks seals the unused unpacks, because the machine may restart next.
-func (s *Snapshotter) sealUnpacks() {
-	ctx, cancel := context.WithTimeout(context.Background(), sealWait)
+// checkpointUnpacks checkpoints the unused unpacks, because the machine may restart next.
+func (s *Snapshotter) checkpointUnpacks() {
+	ctx, cancel := context.WithTimeout(context.Background(), checkpointWait)
 	defer cancel()
 	var work sync.WaitGroup
 	work.Go(func() {
-		if err := s.sealAll(ctx); err != nil {
+		if err := s.checkpointAll(ctx); err != nil {
 			log.L.WithError(err).Warn("layers that are being unpacked have to be unpacked again if the machine restarts now")
 		}
 	})
-	waitAtMost(&work, sealWait)
+	waitAtMost(&work, checkpointWait)
 }
 
-func (s *Snapshotter) sealAll(ctx context.Context) error {
+func (s *Snapshotter) checkpointAll(ctx context.Context) error {
 	active, err := s.pool.Active(ctx)
 	if err != nil {
 		return err
@@ -131,15 +132,15 @@ func (s *Snapshotter) sealAll(ctx context.Context) error {
 		return nil
 	})
 	for _, id := range unpacks {
-		err = errors.Join(err, s.sealUnpack(ctx, id))
+		err = errors.Join(err, s.checkpointUnpack(ctx, id))
 	}
 	return err
 }
 
-// sealUnpack flushes an unused volume, takes a snapshot of it and deletes the snapshot. From then on the
-// pool's metadata shows whether the volume was written to since. The volume stays active, because its
+// checkpointUnpack flushes an unused volume, takes a snapshot of it and deletes the snapshot. From then on
+// the pool's metadata shows whether the volume was written to since. The volume stays active, because its
 // client may be about to mount it.
-func (s *Snapshotter) sealUnpack(ctx context.Context, id thin.ID) error {
+func (s *Snapshotter) checkpointUnpack(ctx context.Context, id thin.ID) error {
 	unlock, err := s.volumes.locks.lock(ctx, id)
 	if err != nil {
 		return err
@@ -149,26 +150,26 @@ func (s *Snapshotter) sealUnpack(ctx context.Context, id thin.ID) error {
 	if err != nil || vol.OpenCount > 0 || vol.ReadOnly || s.volumes.hasWritesLost(id) {
 		return err
 	}
-	// gofail: var beforeSeal struct{}
+	// gofail: var beforeCheckpoint struct{}
 	if err := s.noteFlush(ctx, id, s.pool.Flush(ctx, id)); err != nil {
 		return fmt.Errorf("flush volume %d: %w", id, err)
 	}
-	mark, err := s.ids.take(ctx)
+	checkpoint, err := s.ids.take(ctx)
 	if err != nil {
 		return err
 	}
 	if err := s.noteFlush(ctx, id, s.pool.Suspend(ctx, id)); err != nil {
-		s.ids.resolve(mark)
+		s.ids.resolve(checkpoint)
 		return fmt.Errorf("suspend volume %d: %w", id, errors.Join(err, s.pool.Resume(id)))
 	}
-	// gofail: var afterSuspendToSeal struct{}
-	err = s.pool.CreateSnap(ctx, mark, id)
-	// gofail: var afterSnapshotToSeal struct{}
+	// gofail: var afterSuspendToCheckpoint struct{}
+	err = s.pool.CreateSnap(ctx, checkpoint, id)
+	// gofail: var afterSnapshotToCheckpoint struct{}
 	err = errors.Join(err, s.pool.Resume(id))
-	// gofail: var afterResumeToSeal struct{}
+	// gofail: var afterResumeToCheckpoint struct{}
 	if err != nil {
-		s.notCreated(mark, err)
-		return fmt.Errorf("seal volume %d: %w", id, err)
+		s.notCreated(checkpoint, err)
+		return fmt.Errorf("checkpoint volume %d: %w", id, err)
 	}
-	return s.deleteVolume(ctx, mark)
+	return s.deleteVolume(ctx, checkpoint)
 }

@@ -19,7 +19,7 @@ func TestKernelUnpackAfterARestart(t *testing.T) {
 	key := unpackKeyOf("interrupted")
 	mounts, err := h.Prepare(ctx, key, "layer")
 	require.NoError(t, err)
-	// restart removes the pool from the kernel. A device that is open at the stop is not sealed.
+	// restart removes the pool from the kernel. A device that is open at the stop is not checkpointed.
 	restart := func(open bool) {
 		t.Helper()
 		path := os.DevNull

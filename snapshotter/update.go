@@ -13,8 +13,8 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// Update changes labels, the only mutable part of a snapshot: all labels, or those that the field paths
-// "labels.NAME" name. Any other path is errdefs.ErrInvalidArgument.
+// Update changes labels, the only mutable part of a snapshot: all of them without a field path or with
+// "labels", or those that paths "labels.NAME" name. Any other path is errdefs.ErrInvalidArgument.
 func (s *Snapshotter) Update(ctx context.Context, want snapshots.Info, fieldpaths ...string) (snapshots.Info, error) {
 	rec, err := runBounded(ctx, s,
 		func(ctx context.Context) (metadata.Snapshot, error) { return s.update(ctx, want, fieldpaths) })

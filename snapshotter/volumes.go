@@ -28,7 +28,8 @@ type volumes struct {
 	locks keyLock[thin.ID]
 
 	mu sync.Mutex
-	// pins counts, by volume, the running operations that need the volume active without a record of that.
+	// pins counts, by volume, the running operations that need the volume active before a record shows
+	// that.
 	pins map[thin.ID]int
 	// inodes has the counts of inactive volumes, which cannot change until the activation.
 	inodes map[thin.ID]int64
@@ -54,7 +55,7 @@ func newVolumes(p Pool) *volumes {
 	}
 }
 
-// pin prevents the background from deactivating or deleting a volume until unpin is called.
+// pin prevents settle and SettleDevice from deactivating or deleting a volume until unpin is called.
 func (v *volumes) pin(id thin.ID) (unpin func()) {
 	v.mu.Lock()
 	defer v.mu.Unlock()

@@ -93,8 +93,8 @@ func TestLostWritesWithAStoreThatCannotBeWritten(t *testing.T) {
 	p := fakepool.New(1 << 40)
 	s := &Snapshotter{store: store, pool: p, volumes: newVolumes(p)}
 	s.volumes.noteWritesLost(id)
-	require.ErrorIs(t, s.requireWritesKept(t.Context(), id), metadata.ErrWritesLost)
-	require.NoError(t, s.requireWritesKept(t.Context(), id+1))
+	require.ErrorIs(t, s.requireNoWritesLost(t.Context(), id), metadata.ErrWritesLost)
+	require.NoError(t, s.requireNoWritesLost(t.Context(), id+1))
 }
 
 // newStuckStore returns a snapshotter whose store does not answer until the end of the test.

@@ -79,7 +79,7 @@ func poolOperations() []operation {
 			},
 		}, {
 			name: "stop before a reboot", options: none,
-			only: []string{"beforeSeal", "afterSuspendToSeal", "afterSnapshotToSeal", "afterResumeToSeal"},
+			only: []string{"beforeCheckpoint", "afterSuspendToCheckpoint", "afterSnapshotToCheckpoint", "afterResumeToCheckpoint"},
 			setup: func(r *trial) {
 				require.NoError(r, r.prepare(toUnpack(r), layer))
 				r.write(toUnpack(r))
