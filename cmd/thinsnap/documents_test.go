@@ -17,7 +17,8 @@ import (
 func TestCommandsInDocuments(t *testing.T) {
 	files, err := filepath.Glob("../../docs/*.md")
 	require.NoError(t, err)
-	code := regexp.MustCompile("(?m)`(thinsnap [^`]+)`|^ +(?:sudo )?(thinsnap [^#\n|>]+)")
+	code := regexp.MustCompile("(?m)`(?:sudo |kubectl [^`]* -- )?(thinsnap [^`|]+)[^`]*`|" +
+		`^ +(?:sudo |kubectl .* -- )?(thinsnap [^#\n|>]+)`)
 	seen := 0
 	for _, file := range append(files, "../../README.md", "../../CONTRIBUTING.md", "../../CHANGELOG.md") {
 		text, err := os.ReadFile(file)
