@@ -58,7 +58,7 @@ var shownBy = map[string]string{
 	`nerdctl --snapshotter thinsnap (run|commit) .*`:                         "TestContainerd",
 	`ctr -n k8s.io images import --snapshotter overlayfs .*`:                 "reason: containerd's own import, of the image of TestImage",
 	`kubectl apply -k deploy/kubernetes/overlays/containerd/(install|serve)`: "TestOverlays",
-	`kubectl (label node|-n kube-system rollout status|get runtimeclass|apply -f (pod|deploy/kubernetes/serve/runtimeclass).yaml|wait --for=condition=Ready --timeout=5m pod/first).*`: "reason: no test has a cluster",
+	`kubectl (label node|-n kube-system (rollout status|get pods|exec POD|wait)|get runtimeclass|apply -f (pod|deploy/kubernetes/serve/runtimeclass).yaml|wait --for=condition=Ready --timeout=5m pod/first).*`: "reason: no test has a cluster",
 	`curl --unix-socket /run/thinsnap/admin.sock http://localhost/metrics`: "TestDashboardOfADaemon",
 
 	`go test \./integration -run TestPageOfARecording .*`: "TestPageOfARecording",
