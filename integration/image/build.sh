@@ -1,25 +1,25 @@
 #!/bin/bash
-# build.sh: makes the images of the tests and of the demo and prints the directory that they are in. There, registry is
-# the storage of a docker-registry, which then only has to be served, and name the name of the demo's image in it.
+# build.sh [large]: makes the images of the tests and of the demo, and prints their directory. In it, registry is the
+# storage of a docker-registry, ready to be served, and the file name has the name of the demo's image.
 #
-#   debian:thinsnap    Debian, made with Debian's tools from the mirrors that this machine's apt is configured for. Each
-#                      of its layers is one way in which layers differ from plain copies; layers.sh says which
+#   debian:thinsnap    Debian, made with Debian's tools from the mirrors of this machine's apt. Its layers have the
+#                      differences between layers and plain copies; see layers.sh
 #   layers16:thinsnap  the same system in 16 layers of the same size, for measurements
-#   busybox:thinsnap   one static program and two layers, for tests that need no more
+#   busybox:thinsnap   one static program in two layers, for tests that need no more
 #
-# "build.sh large" makes layers16 alone, in a directory of its own: 240 MB, with git, Perl and Python, and with all
-# files of the packages.
+# "build.sh large" makes only layers16, in a directory of its own: 240 MB, with git, Perl and Python, and with all files
+# of the packages.
 #
-# They are made again only when these scripts change. With IMAGE=reference that image is copied from its registry
-# instead, to a directory of its own. The directories are in $THINSNAP_CACHE, else $XDG_CACHE_HOME/thinsnap, else
-# ~/.cache/thinsnap. Needs root, and asks sudo for it: device nodes, owners and file capabilities are real.
+# The images are made again only when these scripts change. IMAGE=reference copies that image from its registry instead,
+# into a directory of its own. The directories are in $THINSNAP_CACHE, else $XDG_CACHE_HOME/thinsnap, else
+# ~/.cache/thinsnap. Needs root, by sudo if necessary: device nodes, owners and file capabilities are real.
 set -euo pipefail
 
 here=$(dirname "$(realpath "$0")")
 cache=${THINSNAP_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/thinsnap}
 which=${1:-}
 dir=$cache/image${IMAGE:+-copy}${which:+-$which}
-# setup.sh unpacks the registry there: Debian's package would start it as a service.
+# setup.sh unpacks the registry to this directory, because Debian's package would start it as a service.
 PATH=$PATH:$cache/debian/docker-registry/usr/bin
 
 if [ "$(id -u)" != 0 ]; then
@@ -56,9 +56,9 @@ trap cleanup EXIT
 
 start_registry() {
 	mkdir "$work/registry"
-	# The shell makes the log when it gets round to starting the registry, which may be after the first look into it.
+	# The shell may create the log only after the first read of it below.
 	: > "$work/registry.log"
-	# The configuration asks for port 0; the log says which the kernel picked.
+	# The configuration asks for port 0; the log has the kernel's choice.
 	REGISTRY_STORAGE_FILESYSTEM_ROOTDIRECTORY=$work/registry docker-registry serve "$here/registry.yml" \
 		> "$work/registry.log" 2>&1 &
 	registry=$!

@@ -1,17 +1,18 @@
-# layers.sh is sourced by build.sh. make_debian, make_layers16 and make_busybox put the images "debian", "layers16" and
-# "busybox" into the OCI layout WORK/oci.
-# Debian's layers (attributes are set with the image's own tools, under chroot: the machine need not have them):
+# layers.sh is sourced by build.sh. make_debian, make_layers16 and make_busybox add the images "debian", "layers16" and
+# "busybox" to the OCI layout WORK/oci.
+#
+# Debian's layers (the image's own tools set attributes, under chroot, because the machine may lack them):
 #   1  Debian's essential packages
-#   2  packages on top: changed files, a file capability, device nodes
-#   3  odd files: every kind and property that a layer can carry
+#   2  more packages: changed files, a file capability, device nodes
+#   3  odd files: every kind and property of files that a layer can have
 #   4  changes to them: deleted, replaced by another kind, hard links broken
-#   5  what umoci does not write: opaque directories, a directory replaced by a file, times below the second
+#   5  entries that umoci does not write: opaque directories, a directory replaced by a file, times below a second
 
 # Fixed, so that the same packages give the same layers.
 export SOURCE_DATE_EPOCH=1700000000
 packages="iputils-ping libcap2-bin attr"
 
-# No test reads manuals or sorts Unicode, and the guest of the tests is slow.
+# Tests read no manuals and sort no Unicode, and their guest is slow.
 installed=usr-is-merged
 left_out="share/doc share/man share/locale share/info share/zoneinfo lib/*/gconv lib/*/perl-base/unicore"
 
@@ -37,12 +38,12 @@ make_debian() {
 	tar_layer "$work"
 }
 
-# repack WORK BUNDLE IMAGE: what has changed in the bundle becomes a layer.
+# repack WORK BUNDLE IMAGE: makes a layer of the bundle's changes.
 repack() {
 	umoci --log=error repack --refresh-bundle --image "$1/oci:$3" "$1/$2"
 }
 
-# debian WORK: WORK/base.tar with Debian's essential packages, WORK/full.tar with $packages as well.
+# debian WORK: makes WORK/base.tar with Debian's essential packages, and WORK/full.tar with $packages, too.
 debian() {
 	local work=$1 suite exclude=() path
 	suite=$(. /etc/os-release && echo "$VERSION_CODENAME")
@@ -53,7 +54,7 @@ debian() {
 		exclude+=(--dpkgopt="path-exclude=/usr/$path/*")
 	done
 	set +f
-	# The old layout of /usr is not to be converted, which would take all of Perl.
+	# A conversion of the old layout of /usr would need all of Perl.
 	local clean='--exclude=./var/cache/apt/* --exclude=./var/lib/apt/* --exclude=./tmp/* --exclude=./etc/apt/* --exclude=./dev/*'
 	local same='--sort=name --clamp-mtime --mtime=@'$SOURCE_DATE_EPOCH
 	mmdebstrap --mode=root --variant=essential --include="$installed" "${exclude[@]}" \
@@ -71,7 +72,7 @@ debian() {
 	}
 }
 
-# machine_sources SUITE: the sources of that release of Debian which this machine's own apt uses.
+# machine_sources SUITE: prints the sources of this Debian release in the configuration of the machine's apt.
 machine_sources() {
 	apt-get indextargets --format '$(ORIGIN)|$(CODENAME)|$(REPO_URI)|$(RELEASE)|$(COMPONENT)|$(SIGNED_BY)' \
 		'Created-By: Packages' | sort -u | while IFS='|' read -r origin codename uri release component key; do
@@ -83,7 +84,7 @@ machine_sources() {
 	done
 }
 
-# odd_files ROOT: files of every kind under ROOT/odd.
+# odd_files ROOT: makes files of every kind under ROOT/odd.
 odd_files() {
 	local o=$1/odd long
 	long=$(printf 'n%.0s' $(seq 255))
@@ -165,13 +166,13 @@ odd_files() {
 	settle "$o" 0
 }
 
-# settle DIR SECONDS: whatever is newer gets the time $SOURCE_DATE_EPOCH + SECONDS.
+# settle DIR SECONDS: sets newer times to $SOURCE_DATE_EPOCH + SECONDS.
 settle() {
 	local time=@$((SOURCE_DATE_EPOCH + $2))
 	find "$1" -newermt "$time" ! -path '*/times/*' -exec touch -h -d "$time" {} +
 }
 
-# changes ROOT: what the layers below hold is deleted, replaced and changed in place.
+# changes ROOT: deletes, replaces and changes files of the layers below.
 changes() {
 	local o=$1/odd
 	rm "$o/gone/other" "$o/gone/file"
@@ -189,12 +190,12 @@ changes() {
 	chroot "$1" setfattr -x user.binary "/odd/xattrs/user"
 	chroot "$1" setfattr -n user.thinsnap -v changed "/odd/xattrs/user"
 	touch -d @1 "$o/times/epoch"
-	# umoci looks for changed times, owners, modes and contents, and not for changed attributes.
+	# umoci detects changes of times, owners, modes and contents, but not of attributes.
 	touch "$o/xattrs/user"
 	settle "$1" 10
 }
 
-# tar_layer WORK: other builders write what umoci does not, so this layer is a tar of our own.
+# tar_layer WORK: makes a layer with tar, with entries that other builders write and umoci does not.
 tar_layer() {
 	local work=$1 tree=$1/tree
 	mkdir -p "$tree"/odd/{opaque/old,links,swap,times}
@@ -209,8 +210,8 @@ tar_layer() {
 	umoci raw add-layer --image "$work/oci:debian" "$work/tree.tar"
 }
 
-# make_layers16 WORK: what the first two layers of Debian hold, spread over 16 layers of the same size. All that is no
-# regular file is in the first. It uses what make_debian, or debian, has left in WORK.
+# make_layers16 WORK: spreads the first two layers of Debian over 16 layers of the same size. The first has everything
+# except regular files. It uses the results of make_debian, or debian, in WORK.
 make_layers16() {
 	local work=$1 image=$1/oci:layers16 tree=$1/layers16 n
 	mkdir "$tree"
@@ -218,7 +219,7 @@ make_layers16() {
 	umoci new --image "$image"
 	umoci config --image "$image" --config.cmd /bin/bash --config.env PATH=/usr/sbin:/usr/bin:/sbin:/bin
 	find "$tree" -mindepth 1 ! -type f -printf '%P\n' | LC_ALL=C sort > "$tree.0"
-	# The largest files first, each into the layer that has least.
+	# The largest files first, each into the smallest layer so far.
 	find "$tree" -type f -printf '%s %P\n' | LC_ALL=C sort -k1,1nr -k2 | awk -v "lists=$tree." '{
 		least = 0
 		for (i = 1; i < 16; i++) if (size[i] < size[least]) least = i
@@ -233,7 +234,7 @@ make_layers16() {
 	done
 }
 
-# make_busybox WORK: Debian's static busybox and, in a second layer, some files.
+# make_busybox WORK: adds Debian's static busybox and, in a second layer, some files.
 make_busybox() {
 	local work=$1 image=$1/oci:busybox root=$1/small/rootfs program
 	program=$(dpkg -L busybox-static | grep 'bin/busybox$')

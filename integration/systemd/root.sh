@@ -1,8 +1,9 @@
 #!/bin/bash
-# root.sh IMAGE: makes the image of a disk with an ext4 file system, on which Debian is installed with systemd and containerd,
-# from the mirrors that this machine's apt is configured for. It has no kernel: vm.Config.Root says how a guest boots it.
+# root.sh IMAGE: makes a disk image with an ext4 file system, on which Debian is installed with systemd and containerd,
+# from the mirrors of this machine's apt. It has no kernel; vm.Config.Root describes the boot.
 #
-# As root, or as a user with subordinate ids (subuid(5)) and fakeroot: mke2fs writes the file system, and nothing mounts it.
+# Needs root, or a user with subordinate ids (subuid(5)) and fakeroot: mke2fs writes the file system, and nothing mounts
+# it.
 set -euo pipefail
 
 here=$(dirname "$(realpath "$0")")
@@ -25,7 +26,7 @@ exclude=()
 for path in doc man locale info; do
 	exclude+=(--dpkgopt="path-exclude=/usr/share/$path/*")
 done
-# The guest has no mirror: its apt installs local files.
+# The guest has no mirror: its apt installs only local files.
 mmdebstrap --variant=apt --include="$packages" "${exclude[@]}" --aptopt="$work/apt.conf" \
 	--customize-hook='rm -rf "$1"/var/lib/apt/lists/* "$1"/etc/apt/sources.list*' \
 	--customize-hook='echo thinsnap-guest > "$1/etc/hostname"; echo "127.0.0.1 localhost thinsnap-guest" > "$1/etc/hosts"' \
