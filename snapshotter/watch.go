@@ -32,7 +32,7 @@ const (
 
 // watch runs detectLostWrites every watchStep until ctx ends.
 func (s *Snapshotter) watch(ctx context.Context) {
-	// The store's disk may not answer for a while.
+	// In another goroutine, because the store's disk may not answer for a while.
 	detected := make(chan struct{}, 1)
 	s.underway.Go(func() { s.storeDetected(ctx, detected) })
 	ticker := time.NewTicker(watchStep)
@@ -91,8 +91,9 @@ func (s *Snapshotter) detectLostWrites(ctx context.Context, age time.Duration) (
 	return next, nil
 }
 
-// storeWritesLost stores what noteWritesLost recorded, so that no later run commits these volumes. A volume
-// without a record, such as a spare, waits for one: an Update that changes nothing costs no sync.
+// storeWritesLost stores the marks of noteWritesLost, so that no later run commits these volumes. The mark
+// of a volume without a record, such as a spare, is tried again each second: an Update that changes
+// nothing costs no sync.
 func (s *Snapshotter) storeWritesLost(ctx context.Context) error {
 	if len(s.volumes.unstoredWritesLost()) == 0 {
 		return nil
@@ -100,7 +101,7 @@ func (s *Snapshotter) storeWritesLost(ctx context.Context) error {
 	var stored []thin.ID
 	err := s.store.Update(ctx, func(tx *metadata.Tx) error {
 		stored = nil
-		// Read here: a spare that a Prepare has taken since has lost nothing.
+		// Read in the transaction: a Prepare may have taken a spare, and dropped its mark.
 		for _, id := range s.volumes.unstoredWritesLost() {
 			owned, err := tx.MarkWritesLost(uint32(id))
 			if err != nil {
@@ -138,7 +139,7 @@ func (s *Snapshotter) storeDetected(ctx context.Context, detected <-chan struct{
 	}
 }
 
-// storeWritesLostAtClose is storeWritesLost without watch. It waits up to closeWait.
+// storeWritesLostAtClose is storeWritesLost after watch has ended. It waits up to closeWait.
 func (s *Snapshotter) storeWritesLostAtClose() {
 	ctx, cancel := context.WithTimeout(context.Background(), closeWait)
 	defer cancel()

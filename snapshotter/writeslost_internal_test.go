@@ -83,7 +83,8 @@ func TestSpareTakenWhileItsMarkIsStored(t *testing.T) {
 	})
 }
 
-// TestLostWritesWithAStoreThatCannotBeWritten: the mark of one snapshot must not refuse the others.
+// TestLostWritesWithAStoreThatCannotBeWritten: the mark of one snapshot does not make the Commits of
+// others fail.
 func TestLostWritesWithAStoreThatCannotBeWritten(t *testing.T) {
 	path, store, id := storeWithVolume(t)
 	require.NoError(t, store.Close())
@@ -151,7 +152,8 @@ func TestWatchWithAStuckStore(t *testing.T) {
 	})
 }
 
-// TestWritesLostOfACommittedSnapshot: its volume never gets a mark, and must not be tried each second.
+// TestWritesLostOfACommittedSnapshot: its volume never gets a mark, and storing that is not tried each
+// second.
 func TestWritesLostOfACommittedSnapshot(t *testing.T) {
 	_, store, id := storeWithVolume(t)
 	s := &Snapshotter{store: store, volumes: newVolumes(nil)}
