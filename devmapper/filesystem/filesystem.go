@@ -18,7 +18,7 @@ import (
 const OnError = "errors=remount-ro"
 
 // NoLazyInit is the option with which clients mount an ext4 for writing. Without it, the kernel
-// would write the inode tables of a grown file system (ext4lazyinit), 16 GiB per TiB; unmapped
+// would write the inode tables of a grown file system (ext4lazyinit), 64 GiB per TiB; unmapped
 // blocks of a thin device already read as zeroes. Grow mounts without the option: the kernel would
 // write the tables while it resizes (setup_new_flex_group_blocks in fs/ext4/resize.c).
 const NoLazyInit = "noinit_itable"
@@ -47,16 +47,16 @@ var (
 	ErrUnsafe = errors.New("the host does not mount such a file system")
 	// ErrNeedsRecovery is returned by Verify for a file system whose journal or log
 	// must be replayed first.
-	ErrNeedsRecovery = errors.New("the log of the file system must be replayed")
+	ErrNeedsRecovery = errors.New("the journal or log of the file system must be replayed")
 )
 
 // bytesPerInode gives an ext4 an inode per block of 4 KiB, so small files do not use up the inodes
-// before the blocks. mke2fs's 16 KiB suits disks that are shared by all. The inodes take no more
-// blocks of the pool, but 4.7 % of the file system's size.
+// before the blocks. The inode tables take 6.3 % of the file system's size, instead of 1.6 % with
+// mke2fs's default, but no more blocks of the pool.
 const bytesPerInode = "4096"
 
-// MkfsOptions returns the options for Make from the configured ones. It puts our number of inodes
-// first, unless the configured options choose one. An xfs makes inodes as needed.
+// MkfsOptions returns the options for Make from the configured ones. It puts bytesPerInode first,
+// unless the configured options choose the number of inodes. An xfs makes inodes as needed.
 func MkfsOptions(typ string, configured []string) []string {
 	choice := func(option string) bool {
 		return strings.HasPrefix(option, "-i") || strings.HasPrefix(option, "-N") || strings.HasPrefix(option, "-T")
