@@ -6,8 +6,9 @@ import (
 )
 
 // Activate creates a device with a table and its node, by Create, Load, Resume and [EnsureNode]:
-// three ioctls. If it fails, it removes the device, at the last close if another process has opened
-// it. If the device exists, it returns [ErrExists] and changes nothing.
+// three ioctls. If it fails, it removes the device; if another process has the device open, the
+// kernel removes it at the last close. If the device exists already, Activate returns [ErrExists]
+// and changes nothing.
 func (c *Control) Activate(name, uuid string, targets []Target, readOnly bool) (Device, error) {
 	if _, err := c.Create(name, uuid); err != nil {
 		return Device{}, err

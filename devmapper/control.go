@@ -72,7 +72,7 @@ func (c *Control) CallsByCommand() map[string]uint64 {
 // call issues one request about one device, or about none. It repeats a query with a larger buffer
 // while the answer does not fit.
 func (c *Control) call(o op, h header, payload []byte, size int) (reply, error) {
-	if uuid, by := strings.CutPrefix(h.name, uuidName); by && o != opCreate {
+	if uuid, by := strings.CutPrefix(h.name, uuidPrefix); by && o != opCreate {
 		h.name, h.uuid = "", uuid
 	}
 	device := h.name

@@ -18,7 +18,7 @@ type Target struct {
 	Params string // parameters of a table, or the status line
 }
 
-// Device is the state of a device, which each answer of the kernel has.
+// Device is the state of a device. [Control.List] sets only the name, the number, EventNr and UUID.
 type Device struct {
 	Name           string
 	UUID           string // "" if it has none
@@ -33,13 +33,13 @@ type Device struct {
 	DeferredRemove bool   // is removed at the last close
 }
 
-// uuidName marks a uuid in place of a name. No name can begin with it, because the kernel accepts
+// uuidPrefix marks a uuid in place of a name. No name can begin with it, because the kernel accepts
 // no slash in names.
-const uuidName = "uuid/"
+const uuidPrefix = "uuid/"
 
 // ByUUID returns a name for the device with the given uuid. All calls about an existing device
 // accept it. A device's own name can change, and then belong to another device.
-func ByUUID(uuid string) string { return uuidName + uuid }
+func ByUUID(uuid string) string { return uuidPrefix + uuid }
 
 // Number returns the device number as "MAJOR:MINOR", as the tables of other
 // devices name it.
@@ -69,8 +69,8 @@ type RemoveOptions struct {
 
 // Flags for udev's rules, in the cookie of a uevent (libdevmapper.h: DM_UDEV_*). Rules process only
 // events from the primary source. The other flags keep them from opening the device, and from
-// managing its link. If a device were removed and soon created again, udev would remove the new
-// link for a while.
+// managing its link: udev could remove the link of a device that is created again soon after its
+// removal.
 const (
 	udevDisableDMRules        = 0x01
 	udevDisableSubsystemRules = 0x02
@@ -97,8 +97,8 @@ func (c *Control) Create(name, uuid string) (Device, error) {
 }
 
 // Load puts a table into the inactive slot of a device, in place of any other. The next Resume
-// makes it live. readOnly makes the device refuse writes. If the device exists, ENXIO is not
-// [ErrNotFound]: a device in the table is missing.
+// makes it live. readOnly makes the device refuse writes. For a missing device in the table the
+// error may match ENXIO, but not [ErrNotFound].
 func (c *Control) Load(name string, targets []Target, readOnly bool) (Device, error) {
 	payload, err := encodeTargets(targets)
 	if err != nil {

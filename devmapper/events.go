@@ -11,8 +11,8 @@ import (
 )
 
 // Events waits for events of all devices: a device is created or removed, a table is replaced, or a
-// pool reaches its low water mark, fills up or recovers. It opens the control device itself,
-// because arming is a state of the descriptor.
+// pool reaches its low water mark, fills up or recovers. It has a descriptor of its own: poll(2)
+// reports the events since the open, or the last DM_DEV_ARM_POLL, of a descriptor.
 type Events struct {
 	control *Control
 	parent  *Control // counts the calls
@@ -20,7 +20,6 @@ type Events struct {
 
 // Events starts to record events for Wait.
 func (c *Control) Events() (*Events, error) {
-	// Opening arms the descriptor.
 	own, err := Open()
 	if err != nil {
 		return nil, err
@@ -73,7 +72,7 @@ func (e *Events) wait() error {
 		if n <= 0 {
 			return false
 		}
-		// Arm before the caller checks, so that a later event ends the next Wait.
+		// DM_DEV_ARM_POLL precedes the caller's check, so that a later event ends the next Wait.
 		e.parent.calls[opArmPoll].Add(1)
 		if errno := ioctl(fd, opArmPoll, encodeRequest(header{}, nil, headerSize)); errno != 0 {
 			problem = newError(opArmPoll, "", errno)

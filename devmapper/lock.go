@@ -11,12 +11,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrLocked is matched when another process holds a lock.
+// ErrLocked is matched when another Control, mostly of another process, holds a lock.
 var ErrLocked = errors.New("is locked")
 
-// Lock takes the lock with the given name until c is closed or the process ends. A lock that c
-// already holds is taken again. It returns ErrLocked, with the process that holds the lock, if
-// another one does.
+// Lock takes the lock with the given name until c is closed or the process ends. It does nothing if
+// c holds the lock. If another Control holds it, Lock returns ErrLocked and names its process.
 //
 // It is an open file description lock on one byte of the control device (fcntl(2), F_OFD_SETLK),
 // which all containers that share the host's /dev see. A lock on a mapped device would keep that

@@ -11,8 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// DiscardPiece is the number of mapped bytes that are discarded between two checks of the context.
-// The kernel does not interrupt a discard, not even for SIGKILL, and a loop device takes a few
+// DiscardPiece limits the mapped bytes that are discarded between two checks of the context. The
+// kernel does not interrupt a discard, not even for SIGKILL, and a loop device takes a few
 // milliseconds per MiB on a slow machine.
 const DiscardPiece = 128 << 20
 
@@ -54,12 +54,12 @@ func SetReadOnly(f *os.File, readOnly bool) error {
 		value = 1
 	}
 	if err := unix.IoctlSetPointerInt(int(f.Fd()), unix.BLKROSET, value); err != nil {
-		return fmt.Errorf("make %s read-only: %w", f.Name(), err)
+		return fmt.Errorf("set the read-only flag of %s: %w", f.Name(), err)
 	}
 	return nil
 }
 
-// Turn waits for the turn of a piece of work. leave ends the turn.
+// Turn waits until a piece of work may run. The caller calls leave when the piece is done.
 type Turn func(ctx context.Context) (leave func(), err error)
 
 func (t Turn) do(ctx context.Context, piece func() error) error {
@@ -75,11 +75,11 @@ func (t Turn) do(ctx context.Context, piece func() error) error {
 }
 
 // Discard discards length bytes at offset of an open block device (BLKDISCARD). Both must be
-// multiples of 512 within the device (EINVAL). A device without discards is EOPNOTSUPP.
+// multiples of 512 within the device (EINVAL). It returns EOPNOTSUPP if the device has no discards.
 //
 // It discards about DiscardPiece bytes at a time, in whole units of unit bytes: a thin pool ignores
-// a discard of a part of a block. Each piece has a turn, unless turn is nil. Between pieces it
-// stops with ctx.Err() when ctx ends.
+// a discard of a part of a block. It awaits turn before each piece, unless turn is nil. Between
+// pieces it stops with ctx.Err() when ctx ends.
 func Discard(ctx context.Context, f *os.File, offset, length, unit uint64, turn Turn) error {
 	return DiscardPieces(ctx, f, offset, length, DiscardPiece, unit, turn)
 }

@@ -18,8 +18,8 @@ import (
 
 const mib = 1 << 20
 
-// TestKernelDiscardReturnsSpace returns a volume's blocks to the file under the pool. Deleting the
-// volume alone does not.
+// TestKernelDiscardReturnsSpace: a discard of a volume frees space of the file under the pool. The
+// deletion of the volume alone does not.
 func TestKernelDiscardReturnsSpace(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.NoLeaks(t)

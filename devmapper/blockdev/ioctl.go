@@ -7,8 +7,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// discard is BLKDISCARD of an offset and a length (block/ioctl.c), which golang.org/x/sys/unix
-// lacks.
+// discard is BLKDISCARD of an offset and a length (block/ioctl.c), for which golang.org/x/sys/unix
+// has no function.
 func discard(f *os.File, offset, length uint64) error {
 	conn, err := f.SyscallConn()
 	if err != nil {

@@ -5,6 +5,6 @@
 // The layout is that of the kernel's Documentation/filesystems/ext4 and fs/ext4/ext4.h. A file
 // system with a feature that would change this layout is errors.ErrUnsupported.
 //
-// It trusts nothing: it checks that block numbers are within the file system. A walk of any blocks
-// ends, and memory grows only with the number of groups.
+// It trusts nothing: it checks that block numbers are within the file system. Every walk ends, even
+// on hostile blocks, and memory grows only with the number of groups.
 package ext4

@@ -20,18 +20,18 @@ type Extent struct {
 	Span
 	// Logical is the number of its first block in the file.
 	Logical uint32
-	// Unwritten blocks are allocated, and read as zeros.
+	// Unwritten is true for blocks that are allocated, and read as zeros.
 	Unwritten bool
-	// Node is a block of the tree of extents itself.
+	// Node is true for a block of the extent tree itself.
 	Node bool
 }
 
-// Extents yields the blocks of an inode, including those of its tree of extents, until yield
-// returns an error. It leaves out the block of attributes ([Record.AttributeBlock]). It returns
+// Extents yields the blocks of an inode, including those of its extent tree, until yield returns an
+// error. It leaves out the block of attributes ([Record.AttributeBlock]). It returns
 // errors.ErrUnsupported for an inode that maps its blocks without extents.
 //
-// All calls together read no more blocks than the file system has: more would mean that inodes
-// share trees ([ErrDamaged]).
+// It returns [ErrDamaged] when all calls together have read more tree blocks than the file system
+// has: inodes then share trees.
 func (f *FileSystem) Extents(r Record, yield func(Extent) error) error {
 	tree, err := f.tree(r)
 	if tree == nil || err != nil {
@@ -40,7 +40,7 @@ func (f *FileSystem) Extents(r Record, yield func(Extent) error) error {
 	return f.node(tree, -1, yield)
 }
 
-// tree returns the root of the extents, or nil if the inode has no blocks.
+// tree returns the root of the extent tree, or nil if the inode has no blocks.
 func (f *FileSystem) tree(r Record) ([]byte, error) {
 	root := r[blockOffset:blockEnd]
 	typ := r.Mode() & modeType
@@ -74,14 +74,14 @@ func (f *FileSystem) onlyAttributes(r Record) bool {
 	return sectors == 0
 }
 
-// node reads one node of a tree of extents: struct ext4_extent_header and its entries. depth is the
+// node reads one node of an extent tree: struct ext4_extent_header and its entries. depth is the
 // depth that its parent expects, or -1.
 func (f *FileSystem) node(raw []byte, depth int, yield func(Extent) error) error {
 	le := binary.LittleEndian
 	entries, most, own := int(le.Uint16(raw[2:])), int(le.Uint16(raw[4:])), int(le.Uint16(raw[6:]))
 	if le.Uint16(raw) != extentMagic || entries > most || most > len(raw)/extentEntry-1 || own > maxDepth ||
 		depth >= 0 && own != depth {
-		return fmt.Errorf("%w: a node of extents of depth %d with %d of %d entries", ErrDamaged, own, entries, most)
+		return fmt.Errorf("%w: an extent tree node of depth %d with %d of %d entries", ErrDamaged, own, entries, most)
 	}
 	var child []byte
 	for n := range entries {
@@ -107,14 +107,14 @@ func (f *FileSystem) node(raw []byte, depth int, yield func(Extent) error) error
 			continue
 		}
 		if f.nodes == 0 {
-			return fmt.Errorf("%w: it has more nodes of extents than blocks", ErrDamaged)
+			return fmt.Errorf("%w: it has more extent tree nodes than blocks", ErrDamaged)
 		}
 		f.nodes--
 		if child == nil {
 			child = make([]byte, f.blockBytes)
 		}
 		if err := f.read(child, e.Start); err != nil {
-			return fmt.Errorf("node of extents: %w", err)
+			return fmt.Errorf("extent tree node: %w", err)
 		}
 		if err := f.node(child, own-1, yield); err != nil {
 			return err

@@ -169,9 +169,9 @@ func (f *FileSystem) SameTables(other *FileSystem) bool {
 	return true
 }
 
-// Used reports whether a block is in use. It is false only if the bitmap of its group says so, or
-// if that bitmap is not yet written. Such a group has no blocks in use except those of
-// [FileSystem.Structures] (ext4_init_block_bitmap in fs/ext4/balloc.c).
+// Used reports whether a block is in use, as the bitmap of its group says. In a group whose bitmap
+// is not yet written, it is false for all blocks: only those of [FileSystem.Structures] are in use
+// (ext4_init_block_bitmap in fs/ext4/balloc.c). It is true for a block outside of the file system.
 func (f *FileSystem) Used(block uint64) (bool, error) {
 	if block < uint64(f.firstBlock) || block >= f.blocks {
 		return true, nil

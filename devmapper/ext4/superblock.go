@@ -47,18 +47,18 @@ const (
 		incompatFlexBG | incompatCsumSeed | incompatLargedir | incompatInlineData
 	knownROCompat = roCompatSparseSuper | roCompatLargeFile | roCompatHugeFile | roCompatGdtCsum | roCompatDirNlink |
 		roCompatExtraIsize | roCompatQuota | roCompatMetadataCsum | roCompatProject | roCompatOrphanPresent
-	// changeROCompat are the features that the kernel sets and clears by itself. They do not change
+	// volatileROCompat are the features that the kernel sets and clears by itself. They do not change
 	// the format of a record.
-	changeROCompat = roCompatLargeFile | roCompatDirNlink | roCompatOrphanPresent
+	volatileROCompat = roCompatLargeFile | roCompatDirNlink | roCompatOrphanPresent
 
 	// firstOrdinaryInode is s_first_ino, for which mke2fs has no other value.
 	firstOrdinaryInode = 11
 	rootInode          = 2
 )
 
-// Geometry has all fields of a superblock that determine how the rest is read, and how the kernel
-// shows it. Two file systems with equal geometries differ only in their size, in counts and in
-// times: an inode with equal bytes is the same in both.
+// Geometry has all fields of a superblock that determine how the rest of the file system is read,
+// by this package and by the kernel. The superblocks of two file systems with equal geometries
+// differ only in sizes, counts and times: an inode with equal bytes is the same in both.
 type Geometry struct {
 	blockBytes, inodeBytes, groupBytes           uint32 // groupBytes: of a descriptor
 	blocksPerGroup, inodesPerGroup               uint32
@@ -140,7 +140,7 @@ func parseSuperblock(raw []byte) (superblock, error) {
 	if sb.incompat&incompatRecover != 0 {
 		return superblock{}, fmt.Errorf("%w: its journal must be replayed", ErrUnclean)
 	}
-	sb.roCompat &^= changeROCompat
+	sb.roCompat &^= volatileROCompat
 	return sb, sb.checkConsistent()
 }
 

@@ -296,8 +296,8 @@ func TestUnknownFeaturesAreUnsupported(t *testing.T) {
 	})
 }
 
-// TestNotAtRest: Open refuses a file system that needs a journal replay, has errors or was not unmounted, and one that is
-// truncated or not ext4.
+// TestNotAtRest: Open refuses a file system that needs a journal replay, has errors or was not
+// unmounted, and one that is truncated or not ext4.
 func TestNotAtRest(t *testing.T) {
 	for _, change := range []string{"feature needs_recovery", "set_super_value state 0", "set_super_value state 3",
 		"set_super_value error_count 1"} {

@@ -16,10 +16,10 @@ const (
 	discardPoll = time.Millisecond
 )
 
-// InitRoot prepares the root directory of a new file system as containerd's empty first layer:
-// empty, and with mode 0755.
+// InitRoot makes the root directory of a new file system empty, with mode 0755, as containerd
+// expects of a snapshot without a parent.
 func InitRoot(dev, typ string) error {
-	return onMount(dev, typ, func(root *os.File) error {
+	return withMount(dev, typ, func(root *os.File) error {
 		err := unix.Unlinkat(int(root.Fd()), "lost+found", unix.AT_REMOVEDIR)
 		if err != nil && !errors.Is(err, unix.ENOENT) {
 			return fmt.Errorf("remove lost+found: %w", err)
@@ -33,14 +33,14 @@ func InitRoot(dev, typ string) error {
 
 // Recover replays the journal of a file system that was not unmounted cleanly, by mounting it once.
 func Recover(dev, typ string) error {
-	return onMount(dev, typ, func(*os.File) error { return nil })
+	return withMount(dev, typ, func(*os.File) error { return nil })
 }
 
 // Verify mounts the file system on dev once, read-only, as a View is. dev must be read-only: on a
 // writable device, the kernel would replay the journal. It returns ErrNeedsRecovery if the journal
 // or log must be replayed first.
 func Verify(dev, typ string) error {
-	err := onDetached(dev, typ, true, nil, func(*os.File) error { return nil })
+	err := withDetached(dev, typ, true, nil, func(*os.File) error { return nil })
 	if errors.Is(err, unix.EROFS) {
 		return fmt.Errorf("%w: %w", ErrNeedsRecovery, err)
 	}
@@ -54,14 +54,14 @@ func ReadOnly(dev, typ string, f func(root *os.File) error, options ...string) e
 	if err != nil {
 		return fmt.Errorf("read the security options of %s: %w", dev, err)
 	}
-	return onDetached(dev, typ, true, security, f)
+	return withDetached(dev, typ, true, security, f)
 }
 
 // Sync writes back the file system on dev, which is mounted elsewhere (syncfs). It also returns
 // earlier writeback errors that no process has seen. It does nothing if the file system is mounted
 // read-only or is frozen. The options are as for Trim.
 func Sync(dev, typ string, options ...string) error {
-	err := onMounted(dev, typ, options, func(root *os.File) error { return unix.Syncfs(int(root.Fd())) })
+	err := withSecondMount(dev, typ, options, func(root *os.File) error { return unix.Syncfs(int(root.Fd())) })
 	if errors.Is(err, unix.EBUSY) {
 		return nil
 	}
@@ -79,7 +79,7 @@ func Grow(dev, typ string, bytes uint64) error {
 	if blocks*sb.BlockBytes <= sb.Bytes {
 		return nil
 	}
-	return onMount(dev, typ, func(root *os.File) error {
+	return withMount(dev, typ, func(root *os.File) error {
 		if err := resize(root, sb, blocks); err != nil {
 			return fmt.Errorf("grow from %d to %d bytes: %w", sb.Bytes, bytes, err)
 		}
@@ -97,10 +97,10 @@ func Grow(dev, typ string, bytes uint64) error {
 // before start; unix.EROFS if it is an ext4 that was mounted without its journal; unix.EOPNOTSUPP
 // if the device does not support discards.
 //
-// The options are those of the other mounts. Only SELinux options count, and only if this mount
-// name space has none of those mounts.
+// The options are the mount options of the other mounts. Only their SELinux options are used, and
+// only if this mount namespace has none of those mounts to read them from.
 func Trim(dev, typ string, start, length uint64, options ...string) (trimmed uint64, err error) {
-	err = onMounted(dev, typ, options, func(root *os.File) error {
+	err = withSecondMount(dev, typ, options, func(root *os.File) error {
 		if trimmed, err = trim(root, start, length); err != nil || typ != XFS {
 			return err
 		}
@@ -147,22 +147,23 @@ func requireMountable(dev string) error {
 	return nil
 }
 
-// onMount calls f with the root directory of the file system on dev, mounted
+// withMount calls f with the root directory of the file system on dev, mounted
 // read-write on a detached mount (fsmount(2), Linux 5.2).
-func onMount(dev, typ string, f func(root *os.File) error) error {
-	return onDetached(dev, typ, false, nil, f)
+func withMount(dev, typ string, f func(root *os.File) error) error {
+	return withDetached(dev, typ, false, nil, f)
 }
 
-// onMounted is onMount for a file system that is mounted elsewhere, with the given options.
-func onMounted(dev, typ string, options []string, f func(root *os.File) error) error {
+// withSecondMount is withMount for a file system that is mounted elsewhere, with the given options.
+func withSecondMount(dev, typ string, options []string, f func(root *os.File) error) error {
 	security, err := securityOptions(dev, options)
 	if err != nil {
 		return fmt.Errorf("read the security options of %s: %w", dev, err)
 	}
-	return onDetached(dev, typ, false, security, f)
+	return withDetached(dev, typ, false, security, f)
 }
 
-func onDetached(dev, typ string, readOnly bool, security []string, f func(root *os.File) error) error {
+// withDetached calls f with the root directory of a detached mount, which it then ends.
+func withDetached(dev, typ string, readOnly bool, security []string, f func(root *os.File) error) error {
 	if err := requireMountable(dev); err != nil {
 		return err
 	}

@@ -136,7 +136,8 @@ func freeBytes(t require.TestingT, dir string) int64 {
 	return int64(st.Bfree) * st.Bsize
 }
 
-// TestTrim frees the blocks of deleted files in the file below, while the file system is mounted.
+// TestTrim: a trim of a mounted file system frees the space of its deleted files in the file under
+// the loop device.
 func TestTrim(t *testing.T) {
 	for _, typ := range []string{filesystem.Ext4, filesystem.XFS} {
 		t.Run(typ, func(t *testing.T) {

@@ -22,8 +22,8 @@ func setSuperblock(t *testing.T, dev string, commands ...string) {
 	require.NoError(t, err, "%s", out)
 }
 
-// TestGuestCannotPanicTheHost: a guest's superblock requests a panic on an error, and has one. The
-// test fails by a panic of this host.
+// TestGuestCannotPanicTheHost: a guest's superblock requests a panic on an error, and causes an
+// error at each mount. The test fails by a panic of this host.
 func TestGuestCannotPanicTheHost(t *testing.T) {
 	for name, commands := range map[string][]string{
 		"s_errors":     {"ssv errors 3"},

@@ -12,7 +12,7 @@ import (
 func Inodes(dev, typ string) (uint64, error) {
 	if Mounted(dev, typ) {
 		var st unix.Statfs_t
-		err := onMount(dev, typ, func(root *os.File) error { return unix.Fstatfs(int(root.Fd()), &st) })
+		err := withMount(dev, typ, func(root *os.File) error { return unix.Fstatfs(int(root.Fd()), &st) })
 		if err == nil {
 			return st.Files - min(st.Ffree, st.Files), nil
 		}

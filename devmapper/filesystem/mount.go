@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Mounted reports whether the file system on dev is mounted in any mount name space: /sys/fs/ext4
+// Mounted reports whether the file system on dev is mounted in any mount namespace: /sys/fs/ext4
 // or /sys/fs/xfs then has a directory with the kernel's name of the device.
 func Mounted(dev, typ string) bool {
 	var st unix.Stat_t
@@ -28,7 +28,7 @@ func Mounted(dev, typ string) bool {
 
 // The directories below Mount's dir.
 const (
-	stageDir = "stage" // mounts are assembled here, invisible to other mount name spaces
+	stageDir = "stage" // mounts are assembled here, invisible to other mount namespaces
 	shareDir = "share" // and attached here in one step
 	rootDir  = "root"  // in the tmpfs: the mount point of the file system
 )
@@ -36,18 +36,18 @@ const (
 // MountPath returns the path at which Mount mounts below dir.
 func MountPath(dir string) string { return filepath.Join(dir, shareDir, rootDir) }
 
-// Mount mounts the file system on dev, which is already mounted elsewhere, below dir too, and
-// returns the path. A bind mount of that path can be read-only; a mount of the device can be
-// read-only only if all are. The options are those of fstab(5). Mount creates dir. It can be
-// repeated.
+// Mount adds a mount of the file system on dev, which is already mounted elsewhere. It creates dir,
+// mounts below it, and returns the path of the mount. Bind mounts of that path can be read-only; a
+// mount of the device can be read-only only if all its mounts are. The options are those of
+// fstab(5). A repeated call returns the same path.
 //
 // The returned directory exists only in a tmpfs that is mounted together with the file system. A
-// process in a mount name space without the mount gets ENOENT, and does not bind an empty
+// process in a mount namespace without the mount gets ENOENT, and does not bind an empty
 // directory.
 func Mount(dev, typ, dir string, options []string) (path string, err error) {
 	stage, share := filepath.Join(dir, stageDir), filepath.Join(dir, shareDir)
 	path = MountPath(dir)
-	switch mounted, err := isShared(dev, dir); {
+	switch mounted, err := isMounted(dev, dir); {
 	case err != nil:
 		return "", err
 	case mounted:
@@ -128,8 +128,8 @@ func attach(from, to string) error {
 	return nil
 }
 
-// isShared reports whether Mount has mounted dev below dir.
-func isShared(dev, dir string) (bool, error) {
+// isMounted reports whether Mount has mounted dev below dir.
+func isMounted(dev, dir string) (bool, error) {
 	share := filepath.Join(dir, shareDir)
 	isMount, err := isMountPoint(dir)
 	if err != nil || isMount { // an older version mounted at dir itself: the names in it are the file system's

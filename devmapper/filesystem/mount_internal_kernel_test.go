@@ -33,7 +33,7 @@ func mountedDevice(t *testing.T) (dev, dir string) {
 	return loop.Path, dir
 }
 
-// inCopy copies the present mount name space, in which later mounts do not appear. The returned
+// inCopy copies the present mount namespace, in which later mounts do not appear. The returned
 // function calls f in the copy.
 func inCopy(t *testing.T, f func()) (run func()) {
 	t.Helper()
@@ -58,7 +58,7 @@ func inCopy(t *testing.T, f func()) (run func()) {
 	}
 }
 
-// TestMountInCopiesOfTheNamespace: a copy of the mount name space from any time during Mount shows
+// TestMountInCopiesOfTheNamespace: a copy of the mount namespace from any time during Mount shows
 // the file system at the path that Mount returns, or nothing.
 func TestMountInCopiesOfTheNamespace(t *testing.T) {
 	dev, _ := mountedDevice(t)
@@ -97,7 +97,7 @@ func TestMountInCopiesOfTheNamespace(t *testing.T) {
 }
 
 // TestMountPropagates: in a pod with mountPropagation: Bidirectional, mounts and unmounts reach the
-// node's mount name space.
+// node's mount namespace.
 func TestMountPropagates(t *testing.T) {
 	dev, _ := mountedDevice(t)
 	data := t.TempDir()

@@ -15,7 +15,7 @@ var securityOption = regexp.MustCompile(`(?:^|,)((?:fs|def|root)?context=(?:"[^"
 
 // securityOptions returns the SELinux options with which dev, which is already mounted, can be
 // mounted once more: the kernel accepts only those of the first mount. They come from a mount in
-// this name space, or else from options.
+// this namespace, or else from options.
 func securityOptions(dev string, options []string) ([]string, error) {
 	var st unix.Stat_t
 	if err := unix.Stat(dev, &st); err != nil {

@@ -34,7 +34,7 @@ type Superblock struct {
 	// Damage describes the damage that the kernel has found in the file system; "" if none.
 	Damage string
 
-	// LSN of an xfs is the place in its log of the superblock's last write. Each unmount of a
+	// LSN is the log sequence number of the last write of an xfs's superblock. Each unmount of a
 	// writable mount changes it.
 	LSN uint64
 
