@@ -53,8 +53,8 @@ func TestKernelFailedCommitIsAnError(t *testing.T) {
 	}
 }
 
-// TestKernelFullPool fills a pool that does not queue writes. It fails them and reports its mode;
-// volumes can still be created and deleted.
+// TestKernelFullPool: a full pool that does not queue writes fails them, and reports its mode.
+// Volumes can still be created and deleted.
 func TestKernelFullPool(t *testing.T) {
 	p := newPool(t)
 	_, targets, err := p.Control.Table(p.Name())

@@ -24,8 +24,7 @@ var (
 	ErrPoolReadOnly = errors.New("pool is read-only")
 	// ErrPoolFailed is matched when the pool is in mode Fail or Error.
 	ErrPoolFailed = errors.New("pool has failed")
-	// ErrNotDone is matched if a message was not sent, or the kernel refused it: nothing has
-	// changed.
+	// ErrNotDone is matched if the kernel refused a message, or none was sent: nothing has changed.
 	ErrNotDone = errors.New("the pool was not changed")
 )
 
@@ -133,8 +132,8 @@ func (p *Pool) change(msg string, ids ...ID) error {
 	if kind := kindOf(err); kind != nil {
 		return fmt.Errorf("pool %s: %s: %w: %w", p.name, msg, kind, err)
 	}
-	// A pool that refuses changes answers EOPNOTSUPP in both modes, and EINVAL while
-	// it fails, so the status decides.
+	// A read-only or failed pool answers EOPNOTSUPP, and one that is just failing EINVAL, so the
+	// status decides.
 	s, statusErr := p.Status(true)
 	if statusErr != nil {
 		return fmt.Errorf("pool %s: after %s: %w", p.name, msg, errors.Join(err, statusErr))

@@ -57,8 +57,8 @@ func (s PoolStatus) Changeable() bool {
 }
 
 // MetadataFull reports whether the pool is read-only only because its metadata has no free space.
-// An extension ends that at once (PM_OUT_OF_METADATA_SPACE of drivers/md/dm-thin.c, which the
-// kernel enters while it still has a reserve).
+// An extension ends that at once (PM_OUT_OF_METADATA_SPACE of drivers/md/dm-thin.c): the kernel has
+// a reserve of metadata blocks for it, which the status counts as used.
 func (s PoolStatus) MetadataFull() bool {
 	return s.Mode == ModeReadOnly && !s.NeedsCheck && s.MetadataTotal > 0 && s.MetadataUsed >= s.MetadataTotal
 }

@@ -42,7 +42,7 @@ func (b *block) read(r io.ReaderAt, number uint64) error {
 	return fmt.Errorf("read: %w", err)
 }
 
-func (b *block) readSealed(r io.ReaderAt, number uint64, salt uint32) error {
+func (b *block) readVerified(r io.ReaderAt, number uint64, salt uint32) error {
 	err := b.read(r, number)
 	if err == nil {
 		err = b.verify(number, salt)

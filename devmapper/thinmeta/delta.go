@@ -47,7 +47,7 @@ type Run struct {
 //
 // It does not read shared parts of the trees. So its time grows with the changes since one volume
 // was a snapshot of the other, or both of a third. Even on damaged metadata it reads each block at
-// most once for each tree, except the first ones of a tree, which it reads twice.
+// most once for each tree, except those on the path to the first leaf, which it reads twice.
 func Delta(ctx context.Context, left, right Tree) iter.Seq2[Run, error] {
 	return func(yield func(Run, error) bool) {
 		d := newDelta(ctx, left, right, 0)
@@ -58,8 +58,8 @@ func Delta(ctx context.Context, left, right Tree) iter.Seq2[Run, error] {
 	}
 }
 
-// Changed returns the number of blocks that a volume maps and its origin does not map to the same
-// block of the pool, from block first on. It stops after reading the given number of nodes of the
+// Changed returns the number of blocks, from block first on, that a volume maps, but not to the same
+// block of the pool as its origin. It stops after reading the given number of nodes of the
 // trees, 0 for no limit, but always makes progress. It returns the block to continue from, or more
 // as false at the end.
 func Changed(
@@ -102,7 +102,7 @@ func newDelta(ctx context.Context, left, right Tree, first uint64) *delta {
 func (d *delta) walk(nodes int, yield func(Run) bool) error {
 	l, r := &d.left, &d.right
 	if l.same(r) {
-		d.pass()
+		d.skip()
 	}
 	for _, c := range []*cursor{l, r} {
 		if err := c.measure(); err != nil {
@@ -117,14 +117,14 @@ func (d *delta) walk(nodes int, yield func(Run) bool) error {
 		var err error
 		switch {
 		case l.same(r):
-			d.pass()
+			d.skip()
 		case r.ended() || !l.ended() && l.item.low < r.item.low:
 			err = d.step(l, true, yield)
 		case l.ended() || r.item.low < l.item.low:
 			err = d.step(r, false, yield)
-		case l.item.height == mapped && r.item.height == mapped && l.item.value>>timeBits == r.item.value>>timeBits:
-			d.pass()
-		case l.item.height == mapped && r.item.height == mapped:
+		case l.atMapping() && r.atMapping() && l.item.value>>timeBits == r.item.value>>timeBits:
+			d.skip()
+		case l.atMapping() && r.atMapping():
 			if !d.add(r, true, true, yield) {
 				return nil
 			}
@@ -150,9 +150,9 @@ func (d *delta) walk(nodes int, yield func(Run) bool) error {
 
 var errStopped = errors.New("stopped by the caller")
 
-// step enters a node of one tree, or passes a block that only this tree maps.
+// step enters a node of one tree, or adds and skips a block that only this tree maps.
 func (d *delta) step(c *cursor, left bool, yield func(Run) bool) error {
-	if c.item.height != mapped {
+	if !c.atMapping() {
 		return c.enter()
 	}
 	if !d.add(c, left, !left, yield) {
@@ -162,14 +162,16 @@ func (d *delta) step(c *cursor, left bool, yield func(Run) bool) error {
 	return nil
 }
 
-// pass passes an item that both trees have.
-func (d *delta) pass() {
+// skip skips an item that both trees have.
+func (d *delta) skip() {
 	d.shared = true
 	d.left.next()
 	d.right.next()
 }
 
-// add passes the mapping at a cursor, which is the right one if both trees have one.
+// add adds the mapping at a cursor to the run, and yields the run before it if that has ended. If
+// both trees map the block, the cursor must be that of the right tree. It returns false if yield
+// does.
 func (d *delta) add(c *cursor, left, right bool, yield func(Run) bool) bool {
 	virtual := c.item.low
 	if right && d.own != nil {
@@ -195,9 +197,9 @@ func (d *delta) position() (at uint64, more bool) {
 	return max(at, d.first), more
 }
 
-// mapped is the height of a mapping. A leaf has height 0, and each other node one more than its
-// children.
-const mapped = -1
+// mappingHeight is the height of a mapping. A leaf has height 0, and each other node one more than
+// its children.
+const mappingHeight = -1
 
 // item is a part of a tree: a node that is not yet read, or a mapping.
 type item struct {
@@ -230,9 +232,11 @@ func (c *cursor) start(ctx context.Context, t Tree, first uint64, nodes *int) {
 
 func (c *cursor) ended() bool { return c.depth < 0 }
 
+func (c *cursor) atMapping() bool { return c.item.height == mappingHeight }
+
 // same reports whether both are at the same node.
 func (c *cursor) same(other *cursor) bool {
-	return !c.ended() && !other.ended() && c.item.height != mapped && other.item.height != mapped &&
+	return !c.ended() && !other.ended() && !c.atMapping() && !other.atMapping() &&
 		c.item.value == other.item.value
 }
 

@@ -44,7 +44,7 @@ func changed(t testing.TB, r *rand.Rand, origin, volume thinmeta.Tree) (total ui
 	})
 }
 
-// sumOfPieces adds the counts of read from each block on.
+// sumOfPieces adds the counts that read returns for consecutive pieces.
 func sumOfPieces(
 	t testing.TB, read func(first uint64) (count, next uint64, more bool, err error),
 ) (total uint64) {

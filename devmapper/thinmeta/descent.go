@@ -7,10 +7,11 @@ import (
 
 // A Descent compares the mappings of a volume with those of its origin.
 type Descent struct {
-	// Shared is true if both map a block of the pool at the same place, or have the same tree.
+	// Shared is true if both map one of their blocks to the same block of the pool, or have the
+	// same tree.
 	Shared bool
-	// Own is the number of blocks that the volume maps and its origin does not map to the same block of
-	// the pool. Newest is the largest of their times, and Oldest the smallest; both are 0 if Own is 0.
+	// Own is the number of blocks that the volume maps, but not to the same block of the pool as its
+	// origin. Newest is the largest of their times, and Oldest the smallest; both are 0 if Own is 0.
 	Own            uint64
 	Newest, Oldest uint32
 }

@@ -51,22 +51,22 @@ func (m *Metadata) Devices(ctx context.Context) iter.Seq2[Device, error] {
 // kernel's reference counts of metadata blocks wrong from then on (__delete_device in
 // drivers/md/dm-thin-metadata.c).
 func (m *Metadata) Whole(ctx context.Context, first, last uint32) (map[uint32]bool, error) {
-	whole := make(map[uint32]bool)
+	hasTree := make(map[uint32]bool)
 	for e, err := range m.details().entries(ctx, uint64(first), uint64(last)) {
 		if err != nil {
 			return nil, fmt.Errorf("read the volumes in the metadata: %w", err)
 		}
-		whole[uint32(e.key)] = false
+		hasTree[uint32(e.key)] = false
 	}
 	for e, err := range m.volumes().entries(ctx, uint64(first), uint64(last)) {
 		if err != nil {
 			return nil, fmt.Errorf("read the trees of mappings in the metadata: %w", err)
 		}
-		if _, ok := whole[uint32(e.key)]; ok {
-			whole[uint32(e.key)] = true
+		if _, ok := hasTree[uint32(e.key)]; ok {
+			hasTree[uint32(e.key)] = true
 		}
 	}
-	return whole, nil
+	return hasTree, nil
 }
 
 // Twins returns the other volumes with the same tree of mappings as a volume: its snapshots, its

@@ -9,6 +9,6 @@
 // ([github.com/thinsnap/thinsnap/devmapper/blockdev.OpenDirect]), because the page cache does not
 // have the kernel's writes.
 //
-// It trusts nothing: it checks the checksum and the number of each block. A walk of any blocks
-// ends, and takes the memory of only a few blocks.
+// It trusts nothing: it checks the checksum and the number of each block. Every walk ends, even on
+// hostile blocks, and takes the memory of only a few blocks.
 package thinmeta

@@ -23,8 +23,8 @@ func exclusive(t testing.TB, r *rand.Rand, m *thinmeta.Metadata, id uint32, besi
 	})
 }
 
-// TestExclusiveOfRandomPools compares with the blocks that no other volume maps, as thin_dump shows
-// them (TestDeltaOfRandomPools).
+// TestExclusiveOfRandomPools compares Exclusive with the blocks that no other volume maps, as
+// thin_dump shows them (TestDeltaOfRandomPools).
 func TestExclusiveOfRandomPools(t *testing.T) {
 	pools := 150
 	if dmtest.Thorough() {
@@ -234,8 +234,8 @@ func FuzzExclusive(f *testing.F) {
 			require.LessOrEqual(t, pieces, m.blocks()*254)
 			r.reads = 0
 			_, next, more, err := metadata.Exclusive(t.Context(), id, ids, first, 1+int(blocks))
-			// A node and a mapping take this much after the last check of the number: two trees,
-			// and a bitmap.
+			// The limit is checked after a node and a mapping: these read two trees and a bitmap
+			// more.
 			require.LessOrEqual(t, r.reads, int(blocks)+m.blocks()+100)
 			if !errors.Is(err, thinmeta.ErrNoCounts) && !errors.Is(err, thinmeta.ErrNoDevice) {
 				requireKnown(t, err)

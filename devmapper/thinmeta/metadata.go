@@ -32,8 +32,8 @@ func OpenSnapshot(r io.ReaderAt, block uint64) (*Metadata, error) {
 	return open(r, block, true)
 }
 
-func open(r io.ReaderAt, block uint64, sealed bool) (*Metadata, error) {
-	s, err := readSuperblock(r, block, sealed)
+func open(r io.ReaderAt, block uint64, verify bool) (*Metadata, error) {
+	s, err := readSuperblock(r, block, verify)
 	if err != nil {
 		return nil, fmt.Errorf("superblock in block %d: %w", block, err)
 	}
@@ -51,7 +51,7 @@ func (m *Metadata) Current() (bool, error) {
 	return s == m.superblock, nil
 }
 
-// Superblock returns the metadata of the pool as a whole.
+// Superblock returns the superblock.
 func (m *Metadata) Superblock() Superblock { return m.superblock }
 
 func (m *Metadata) details() tree {

@@ -82,7 +82,7 @@ func (s *spaceMap) bitmap(ctx context.Context, index uint64) (*block, error) {
 		return nil, err
 	}
 	b := new(block)
-	if err := b.readSealed(s.r, number, bitmapSalt); err != nil {
+	if err := b.readVerified(s.r, number, bitmapSalt); err != nil {
 		return nil, err
 	}
 	if len(s.bitmaps) >= bitmapsKept || s.bitmaps == nil {
@@ -104,7 +104,7 @@ func (s *spaceMap) bitmapBlock(ctx context.Context, index uint64) (uint64, error
 		return binary.LittleEndian.Uint64(e.value), nil
 	}
 	var b block
-	if err := b.readSealed(s.r, s.root.bitmaps, indexSalt); err != nil {
+	if err := b.readVerified(s.r, s.root.bitmaps, indexSalt); err != nil {
 		return 0, err
 	}
 	if index >= metadataBitmaps {

@@ -11,7 +11,7 @@ const (
 	needsCheckFlag  = 1 << 0   // THIN_METADATA_NEEDS_CHECK_FLAG
 )
 
-// Superblock is the metadata of the pool as a whole.
+// Superblock has the properties of the pool, and the roots of its trees.
 type Superblock struct {
 	UUID             [16]byte // zeros, because the kernel does not set it
 	NeedsCheck       bool     // the metadata must be checked (thin_check) before it is written again
@@ -42,9 +42,9 @@ func SuperblockChecksum(r io.ReaderAt) (uint32, error) {
 	return b.checksum(superblockSalt), nil
 }
 
-// readSuperblock reads a superblock (struct thin_disk_superblock) at a block. With sealed it
-// verifies the checksum.
-func readSuperblock(r io.ReaderAt, number uint64, sealed bool) (Superblock, error) {
+// readSuperblock reads a superblock (struct thin_disk_superblock) at a block. With verify it
+// checks the checksum.
+func readSuperblock(r io.ReaderAt, number uint64, verify bool) (Superblock, error) {
 	var b block
 	if err := b.read(r, number); err != nil {
 		if number == 0 && errors.Is(err, ErrDamaged) {
@@ -55,7 +55,7 @@ func readSuperblock(r io.ReaderAt, number uint64, sealed bool) (Superblock, erro
 	if b.u64(32) != superblockMagic {
 		return Superblock{}, ErrNoMetadata
 	}
-	if err := b.verify(number, superblockSalt); err != nil && sealed {
+	if err := b.verify(number, superblockSalt); err != nil && verify {
 		return Superblock{}, err
 	}
 	// The kernel refuses all incompatible features (THIN_FEATURE_INCOMPAT_SUPP is 0).

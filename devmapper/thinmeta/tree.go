@@ -44,9 +44,9 @@ func (t tree) get(ctx context.Context, key uint64) (entry, error) {
 	return entry{}, nil
 }
 
-// walk is one pass over a tree, which ends on any blocks. A node's keys lie between its parent's
-// key for it and the next one, and only a root may be empty. So a block with two pointers to it is
-// valid at one of them only, unless it is below itself, which path shows.
+// walk is one pass over a tree. It ends even on hostile blocks: a node's keys must lie between its
+// parent's key for it and the next one, and only a root may be empty. So a block is valid in only
+// one place of a tree. path shows a block that is below itself.
 type walk struct {
 	tree
 	ctx         context.Context

@@ -27,7 +27,7 @@ var (
 
 const (
 	backupInfix = ".backup-"
-	stamp       = "20060102T150405Z"
+	timeFormat  = "20060102T150405Z"
 	// superblockBytes is the size of the first block, which each commit changes.
 	superblockBytes = 4096
 )
@@ -73,17 +73,17 @@ func (m Metadata) backupName(now time.Time) (string, error) {
 	now = now.UTC().Truncate(time.Second)
 	if len(backups) > 0 {
 		last := strings.TrimPrefix(backups[len(backups)-1], m.File+backupInfix)
-		if made, err := time.Parse(stamp, last[:len(stamp)]); err == nil && !now.After(made) {
+		if made, err := time.Parse(timeFormat, last[:len(timeFormat)]); err == nil && !now.After(made) {
 			now = made.Add(time.Second)
 		}
 	}
-	return m.File + backupInfix + now.Format(stamp), nil
+	return m.File + backupInfix + now.Format(timeFormat), nil
 }
 
 // Undo restores the last backup, and backs up the present metadata: a second Undo undoes the first.
-// If the pool was used after the backup, it returns ErrUsedSince with nothing changed, unless lose
-// is set. It returns ErrNoBackup if there is no backup.
-func (m Metadata) Undo(ctx context.Context, lose bool) (restored, kept string, err error) {
+// It returns the paths of both backups. If the pool was used after the backup, it returns
+// ErrUsedSince with nothing changed, unless lose is set. It returns ErrNoBackup if there is none.
+func (m Metadata) Undo(ctx context.Context, lose bool) (restored, backup string, err error) {
 	restored, used, err := m.last()
 	if err != nil {
 		return "", "", fmt.Errorf("undo a repair of %s: %w", m.File, err)
@@ -91,12 +91,12 @@ func (m Metadata) Undo(ctx context.Context, lose bool) (restored, kept string, e
 	if used && !lose {
 		err = ErrUsedSince
 	} else {
-		kept, err = m.undo(ctx, restored)
+		backup, err = m.undo(ctx, restored)
 	}
 	if err != nil {
 		return "", "", fmt.Errorf("restore %s: %w", restored, err)
 	}
-	return restored, kept, nil
+	return restored, backup, nil
 }
 
 // last returns the last backup, and whether the pool was used after it.
@@ -124,7 +124,8 @@ func (m Metadata) last() (backup string, used bool, err error) {
 	return "", false, ErrNoBackup
 }
 
-func (m Metadata) undo(ctx context.Context, backup string) (kept string, err error) {
+// undo restores a backup, and returns the path of a new backup of the present metadata.
+func (m Metadata) undo(ctx context.Context, backup string) (saved string, err error) {
 	name, err := m.backupName(time.Now())
 	if err != nil {
 		return "", err

@@ -78,13 +78,13 @@ func check(ctx context.Context, path string, options ...string) (Report, error) 
 		return r, ctx.Err()
 	}
 	r.NeedsCheck = metadata.Superblock().NeedsCheck
-	whole, err := metadata.Whole(ctx, 0, ^uint32(0))
+	hasTree, err := metadata.Whole(ctx, 0, ^uint32(0))
 	if err != nil && !r.Damaged() && ctx.Err() == nil {
 		r.Complaints = []string{err.Error()}
 	}
-	r.Volumes = len(whole)
-	for id, isWhole := range whole {
-		if !isWhole {
+	r.Volumes = len(hasTree)
+	for id, has := range hasTree {
+		if !has {
 			r.Treeless = append(r.Treeless, id)
 		}
 	}

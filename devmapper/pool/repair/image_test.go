@@ -76,7 +76,7 @@ func (m image) value(node uint64, entry int) uint64 {
 // damages are functions that damage metadata.
 var damages = map[string]func(m image){
 	"none":                  func(image) {},
-	"mark":                  func(m image) { m[4] |= 1; m.seal(0, superblockSalt) },
+	"needs_check":           func(m image) { m[4] |= 1; m.seal(0, superblockSalt) },
 	"superblock's checksum": func(m image) { m[100] ^= 0xff },
 	"superblock":            func(m image) { clear(m.block(0)) },
 	"superblock's time":     func(m image) { m[44] = 1 },

@@ -14,7 +14,7 @@ import (
 type Loss struct {
 	Volume uint32
 	// Had and Has are its number of blocks before and after the repair, of the pool's block size.
-	// If they are equal, some blocks are older versions.
+	// If they are equal, some blocks may have older content.
 	Had, Has uint64
 	// Gone is true if the volume no longer exists.
 	Gone bool
@@ -32,9 +32,9 @@ type contents struct {
 type volume struct {
 	blocks uint64 // in the list of volumes
 	mapped uint64 // in its tree
-	// digest is the checksum of its mappings. whole is true if all of them could be read.
-	digest uint64
-	whole  bool
+	// digest is the checksum of its mappings. complete is true if all of them could be read.
+	digest   uint64
+	complete bool
 }
 
 // read reads the contents of metadata. Its only error is ctx.Err().
@@ -45,12 +45,12 @@ func read(ctx context.Context, m *thinmeta.Metadata) (contents, error) {
 			c.all = false
 			break
 		}
-		v := volume{blocks: d.MappedBlocks, whole: true}
+		v := volume{blocks: d.MappedBlocks, complete: true}
 		c.time = max(c.time, d.CreationTime, d.SnapshottedTime)
 		digest := crc64.New(crc64.MakeTable(crc64.ECMA))
 		for mapping, err := range m.Mappings(ctx, d.ID) {
 			if err != nil {
-				v.whole = false
+				v.complete = false
 				break
 			}
 			v.mapped++
@@ -67,10 +67,10 @@ func read(ctx context.Context, m *thinmeta.Metadata) (contents, error) {
 	return c, ctx.Err()
 }
 
-// losses returns the differences of after from before, sorted by volume, and whether they are
-// complete. A volume without a tree of mappings had no data. A superblock with a wrong checksum may
-// point to wrong trees.
-func losses(before, after contents, treeless map[uint32]bool, sealed bool) (lost []Loss, all bool) {
+// losses returns the volumes that a repair has changed, sorted by id, and whether these are all. It
+// leaves out the treeless ones, which had no data. If the old superblock was damaged, it may point to
+// wrong trees, so an unreadable mapping need not be a loss.
+func losses(before, after contents, treeless map[uint32]bool, superblockGood bool) (lost []Loss, all bool) {
 	all = before.all
 	for id, was := range before.volumes {
 		is, there := after.volumes[id]
@@ -78,9 +78,9 @@ func losses(before, after contents, treeless map[uint32]bool, sealed bool) (lost
 		case treeless[id]:
 		case !there:
 			lost = append(lost, Loss{Volume: id, Had: was.blocks, Gone: true})
-		case !sealed && !was.whole && was.blocks == is.mapped:
+		case !superblockGood && !was.complete && was.blocks == is.mapped:
 			all = false
-		case !was.whole || was.digest != is.digest:
+		case !was.complete || was.digest != is.digest:
 			lost = append(lost, Loss{Volume: id, Had: was.blocks, Has: is.mapped})
 		}
 	}

@@ -46,10 +46,11 @@ type Plan struct {
 
 	metadata Metadata
 	bytes    uint64
-	// unsealed is true if the superblock's checksum is wrong, which may be the only damage.
-	unsealed bool
-	rewrite  []string // thin_repair's command line; nil if only the needs_check flag must be cleared
-	backup   string
+	// tryChecksum is true if the superblock is damaged, perhaps only in its checksum, and the size
+	// does not change.
+	tryChecksum bool
+	rewrite     []string // thin_repair's command line; nil if only the needs_check flag must be cleared
+	backup      string
 }
 
 // Outcome is the result of a repair.
@@ -81,18 +82,18 @@ func (m Metadata) Plan(ctx context.Context, bytes uint64) (Plan, error) {
 		return p, fmt.Errorf("%s has no damage: %w", m.File, ErrNothingToDo)
 	}
 	if p.Report.Damaged() || p.Report.Lost > 0 || p.bytes > present {
-		unsealed, err := m.unsealed()
+		damaged, err := m.superblockDamaged()
 		if err != nil {
 			return p, err
 		}
-		p.rewrite, p.unsealed = m.thinRepair(unsealed), unsealed && p.bytes == present
+		p.rewrite, p.tryChecksum = m.thinRepair(damaged), damaged && p.bytes == present
 	}
 	p.backup, err = m.backupName(time.Now())
 	return p, err
 }
 
-// unsealed reports whether the superblock is damaged.
-func (m Metadata) unsealed() (bool, error) {
+// superblockDamaged reports whether the superblock is damaged.
+func (m Metadata) superblockDamaged() (bool, error) {
 	file, err := os.Open(m.File)
 	if err != nil {
 		return false, err
@@ -108,11 +109,11 @@ func (m Metadata) unsealed() (bool, error) {
 	return false, nil
 }
 
-// thinRepair returns the command line of thin_repair. The last options replace fields of the
-// superblock, so it has them only if the superblock is damaged.
-func (m Metadata) thinRepair(unsealed bool) []string {
+// thinRepair returns the command line of thin_repair. For a damaged superblock it has options that
+// replace the superblock's fields.
+func (m Metadata) thinRepair(superblockDamaged bool) []string {
 	args := []string{"thin_repair", "--input", m.File, "--output", m.File + newSuffix}
-	if unsealed {
+	if superblockDamaged {
 		args = append(args, "--transaction-id", strconv.FormatUint(m.TransactionID, 10),
 			"--data-block-size", strconv.FormatUint(m.BlockBytes/devmapper.SectorBytes, 10),
 			"--nr-data-blocks", strconv.FormatUint(m.DataBytes/m.BlockBytes, 10))
@@ -129,9 +130,9 @@ func (p Plan) Lines() []string {
 	switch {
 	case p.rewrite == nil:
 		lines = []string{"cp --sparse=always " + file + " " + made}
-	case p.unsealed:
-		lines = []string{"# a copy whose superblock has the right checksum, if thin_check finds nothing else " +
-			"wrong; if it does:"}
+	case p.tryChecksum:
+		lines = []string{"# first try: a copy with a corrected checksum of the superblock; " +
+			"if thin_check finds other damage in it:"}
 		fallthrough
 	default:
 		lines = append(lines, fmt.Sprintf("truncate --size %d %s", p.bytes, made), strings.Join(p.rewrite, " "))

@@ -39,8 +39,8 @@ func (p Plan) Do(ctx context.Context) (o Outcome, err error) {
 // make writes the new metadata and verifies it. It returns the new contents.
 func (p Plan) make(ctx context.Context, made string, o *Outcome) (contents, error) {
 	m := p.metadata
-	if p.unsealed {
-		after, err := m.makeSealed(ctx, made, o)
+	if p.tryChecksum {
+		after, err := m.correctChecksum(ctx, made, o)
 		if err == nil || !errors.Is(err, ErrNotSaved) {
 			return after, err
 		}
@@ -69,9 +69,9 @@ func (p Plan) make(ctx context.Context, made string, o *Outcome) (contents, erro
 	return m.verify(ctx, made, o)
 }
 
-// makeSealed writes a copy with the correct checksum in the superblock. If the trees and counts
+// correctChecksum writes a copy with the correct checksum in the superblock. If the trees and counts
 // below are valid, so are the superblock's other fields.
-func (m Metadata) makeSealed(ctx context.Context, made string, o *Outcome) (contents, error) {
+func (m Metadata) correctChecksum(ctx context.Context, made string, o *Outcome) (contents, error) {
 	if err := copySparse(ctx, m.File, made); err != nil {
 		return contents{}, err
 	}
@@ -124,7 +124,7 @@ func (m Metadata) verify(ctx context.Context, made string, o *Outcome) (after co
 	case uint64(sb.DataBlockSectors)*devmapper.SectorBytes != m.BlockBytes:
 		err = fmt.Errorf("it has blocks of %d bytes, the pool of %d", sb.DataBlockSectors*devmapper.SectorBytes, m.BlockBytes)
 	case sb.TransactionID != m.TransactionID && sb.TransactionID+1 != m.TransactionID:
-		// Other volumes may have its blocks by now, which no mapping shows.
+		// The pool may have given blocks of these volumes to others since: no mapping shows that.
 		err = fmt.Errorf("its transaction id is %d, but that of the store is %d, so it does not match the store: restore "+
 			"the store and the pool from the same moment, or start over with `thinsnap pool destroy`", sb.TransactionID,
 			m.TransactionID)
@@ -156,13 +156,13 @@ func (m Metadata) compare(ctx context.Context, after contents) (lost []Loss, all
 		return nil, false, err
 	}
 	treeless := make(map[uint32]bool)
-	if whole, err := metadata.Whole(ctx, 0, ^uint32(0)); err == nil {
-		for id, isWhole := range whole {
-			treeless[id] = !isWhole
+	if hasTree, err := metadata.Whole(ctx, 0, ^uint32(0)); err == nil {
+		for id, has := range hasTree {
+			treeless[id] = !has
 		}
 	}
-	_, sealedErr := thinmeta.Open(file)
-	lost, all = losses(before, after, treeless, sealedErr == nil)
+	_, superblockErr := thinmeta.Open(file)
+	lost, all = losses(before, after, treeless, superblockErr == nil)
 	return lost, all, ctx.Err()
 }
 

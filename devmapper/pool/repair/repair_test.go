@@ -30,13 +30,13 @@ func do(ctx context.Context, m repair.Metadata, bytes uint64) (repair.Outcome, e
 func TestCheck(t *testing.T) {
 	good := newImage(t)
 	for damage, want := range map[string]struct {
-		damaged, marked bool
-		says            string
-		treeless        []uint32
-		lost            uint64
+		damaged, needsCheck bool
+		says                string
+		treeless            []uint32
+		lost                uint64
 	}{
 		"none":                  {},
-		"mark":                  {marked: true},
+		"needs_check":           {needsCheck: true},
 		"superblock's checksum": {damaged: true, says: "superblock is corrupt"},
 		"superblock":            {damaged: true, says: "superblock is corrupt"},
 		"leaf":                  {damaged: true, says: "thin device 5 is missing mappings"},
@@ -51,11 +51,11 @@ func TestCheck(t *testing.T) {
 			r, err := repair.Check(t.Context(), m.File)
 			require.NoError(t, err)
 			require.Equal(t, want.damaged, r.Damaged(), r.Complaints)
-			require.Equal(t, want.marked, r.NeedsCheck)
+			require.Equal(t, want.needsCheck, r.NeedsCheck)
 			require.Equal(t, want.treeless, r.Treeless)
 			require.Contains(t, strings.Join(r.Complaints, "\n"), want.says)
 			require.Equal(t, want.lost, r.Lost)
-			require.Equal(t, !want.damaged && !want.marked && want.lost == 0, r.Good())
+			require.Equal(t, !want.damaged && !want.needsCheck && want.lost == 0, r.Good())
 			require.True(t, bytes.Equal(before, load(t, m.File)))
 		})
 	}
@@ -72,7 +72,7 @@ func TestRepair(t *testing.T) {
 		volumes  int
 		losses   []repair.Loss
 	}{
-		"mark":                  {compared: true, volumes: volumes},
+		"needs_check":           {compared: true, volumes: volumes},
 		"superblock's checksum": {compared: true, volumes: volumes},
 		"superblock":            {volumes: volumes},
 		"superblock's time":     {compared: true, volumes: volumes},
@@ -94,8 +94,8 @@ func TestRepair(t *testing.T) {
 			require.NoError(t, err)
 			require.True(t, r.Good())
 			require.Equal(t, r, o.Report)
-			if damage == "mark" {
-				require.True(t, bytes.Equal(good, load(t, m.File)), "only the mark differs")
+			if damage == "needs_check" {
+				require.True(t, bytes.Equal(good, load(t, m.File)), "only the needs_check flag differs")
 			}
 			requireOnly(t, m.File, o.Backup)
 			for _, file := range []string{m.File, o.Backup} {
