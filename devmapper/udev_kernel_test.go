@@ -23,9 +23,9 @@ func settle(t *testing.T) {
 	require.NoError(t, err, string(out))
 }
 
-// TestKernelUdevLeavesDevicesAlone: the flags of the uevents keep udev's rules from opening a device
-// to look for a file system. So its file system is not in udev's database, and the device is never
-// busy.
+// TestKernelUdevLeavesDevicesAlone: the flags of the uevents keep udev's rules from opening a
+// device to look for a file system. So its file system is not in udev's database, and the device is
+// never busy.
 func TestKernelUdevLeavesDevicesAlone(t *testing.T) {
 	c := open(t)
 	settle(t)

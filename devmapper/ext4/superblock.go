@@ -47,8 +47,8 @@ const (
 		incompatFlexBG | incompatCsumSeed | incompatLargedir | incompatInlineData
 	knownROCompat = roCompatSparseSuper | roCompatLargeFile | roCompatHugeFile | roCompatGdtCsum | roCompatDirNlink |
 		roCompatExtraIsize | roCompatQuota | roCompatMetadataCsum | roCompatProject | roCompatOrphanPresent
-	// volatileROCompat are the features that the kernel sets and clears by itself. They do not change
-	// the format of a record.
+	// volatileROCompat are the features that the kernel sets and clears by itself. They do not
+	// change the format of a record.
 	volatileROCompat = roCompatLargeFile | roCompatDirNlink | roCompatOrphanPresent
 
 	// firstOrdinaryInode is s_first_ino, for which mke2fs has no other value.

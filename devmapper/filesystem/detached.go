@@ -147,8 +147,8 @@ func requireMountable(dev string) error {
 	return nil
 }
 
-// withMount calls f with the root directory of the file system on dev, mounted
-// read-write on a detached mount (fsmount(2), Linux 5.2).
+// withMount calls f with the root directory of the file system on dev, mounted read-write on a
+// detached mount (fsmount(2), Linux 5.2).
 func withMount(dev, typ string, f func(root *os.File) error) error {
 	return withDetached(dev, typ, false, nil, f)
 }

@@ -103,7 +103,8 @@ func TestAllocatedPoolOnAFullDisk(t *testing.T) {
 	}
 }
 
-// TestHolesAreAllocatedAgain punches holes by discards before the disk runs short, and then full.
+// TestHolesAreAllocatedAgain: discards punch holes while the disk has room. The holes are allocated
+// again when it runs short, and no discard punches one then.
 func TestHolesAreAllocatedAgain(t *testing.T) {
 	skipIfShort(t)
 	for _, filesystem := range dmtest.Filesystems() {

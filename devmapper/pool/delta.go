@@ -18,9 +18,9 @@ var ErrWritten = errors.New("the volume was written to while its mappings were r
 // It returns thin.ErrNoDevice unless the pool has both volumes.
 //
 // It reads the last commit and makes none: after a write to one of the volumes call Commit first.
-// If one is written to before Delta returns, Delta returns ErrWritten, after yield was called. The
-// pool may commit other changes. The time grows with the number of blocks on which the volumes
-// differ.
+// If one is written to before Delta returns, Delta returns ErrWritten, and the blocks that yield
+// got may be wrong. The pool may commit other changes. The time grows with the number of blocks on
+// which the volumes differ.
 func (p *Pool) Delta(ctx context.Context, left, right thin.ID, yield func(thinmeta.Run) error) error {
 	dev, err := p.openMetadata()
 	if err != nil {

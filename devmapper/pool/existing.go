@@ -23,7 +23,8 @@ const (
 // ErrNotOurs is returned for a change that thinsnap does not make to a foreign pool.
 var ErrNotOurs = errors.New("not allowed on a foreign pool")
 
-// ExistingSpec describes a foreign pool. Thinsnap changes nothing in the pool but its own volumes.
+// ExistingSpec describes a foreign pool. Thinsnap changes nothing in the pool but its own volumes,
+// except by ZeroNewBlocks.
 type ExistingSpec struct {
 	// ID is part of the UUID of each volume's device.
 	ID string
@@ -66,8 +67,8 @@ func lvmVolume(name string) (string, bool) {
 	return strings.ReplaceAll(parts[0]+"/"+parts[1], hyphen, "-"), true
 }
 
-// volume returns VG/LV of the pool, if the pool is known to be LVM's.
-func (s ExistingSpec) volume() (string, bool) {
+// vgLV returns VG/LV of the pool, if the pool is known to be LVM's.
+func (s ExistingSpec) vgLV() (string, bool) {
 	namedByLVM := s.BlockBytes == 0 && strings.Contains(s.Device, "/") && !strings.HasPrefix(s.Device, mapperDir)
 	if !namedByLVM && !strings.HasPrefix(s.UUID, lvmPrefix) {
 		return "", false
@@ -97,7 +98,7 @@ func (s ExistingSpec) Open(ctx context.Context, control *devmapper.Control) (*Po
 
 // activate has LVM activate the pool. notFound is the error of the search in the kernel.
 func (s ExistingSpec) activate(ctx context.Context, notFound error) error {
-	volume, isLVM := s.volume()
+	volume, isLVM := s.vgLV()
 	if !isLVM {
 		return fmt.Errorf("%w: %w: its owner must activate it; if it is LVM's, run `vgchange -ay VG`", notFound, ErrNotActive)
 	}
@@ -133,8 +134,8 @@ func groupOf(uuid string) (group string, isLVM bool) {
 	return uuid[:bytes], true
 }
 
-// checkTags refuses a pool that LVM created for another root of thinsnap. Without LVM's tags it
-// only warns.
+// checkTags refuses a pool that LVM created for another root of thinsnap. If LVM's tags cannot be
+// read, it only warns.
 func (p *Pool) checkTags(ctx context.Context) error {
 	volume, ok := lvmVolume(p.Name())
 	if !ok || !strings.HasPrefix(p.uuid, lvmPrefix) {

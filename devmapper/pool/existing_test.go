@@ -40,7 +40,7 @@ func TestExistingPoolsOfLVM(t *testing.T) {
 		{ExistingSpec{Device: "vg-pool", UUID: "mine", BlockBytes: 1}, ""},
 		{ExistingSpec{Device: "vg-pool", BlockBytes: 1}, ""},
 	} {
-		volume, _ := tc.spec.volume()
+		volume, _ := tc.spec.vgLV()
 		require.Equal(t, tc.want, volume, tc.spec)
 	}
 }

@@ -20,8 +20,8 @@ func (p *Pool) Extend(ctx context.Context, dataBytes, metadataBytes uint64) erro
 
 // Largest returns the largest possible sizes of the data and of the metadata, in bytes. Each counts
 // all the free space that the pool may use in the file system below its file, or in LVM's volume
-// group. The group's free space is at most ten seconds old, and newer than the last Extend. Largest
-// runs LVM programs. It returns ErrNotOurs for a foreign pool.
+// group. The group's free space is at most ten seconds old, and newer than the last Extend; Largest
+// runs LVM to read it. It returns ErrNotOurs for a foreign pool.
 func (p *Pool) Largest(ctx context.Context) (data, metadata uint64, err error) {
 	return p.backend.largest(ctx, p)
 }
@@ -44,7 +44,7 @@ func (p *Pool) KeepAllocated(ctx context.Context) (watch bool, err error) {
 }
 
 // NotAllocated returns why the disk below the pool may lack space for its data, or "".
-func (p *Pool) NotAllocated() string { return p.data.notAllocated }
+func (p *Pool) NotAllocated() string { return p.data.noSpaceReason }
 
 // extendDevices extends the metadata first, because it counts the blocks of the data.
 func (p *Pool) extendDevices(dataBytes, metadataBytes uint64, extendData, extendMetadata func() error) error {

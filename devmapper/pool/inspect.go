@@ -99,7 +99,7 @@ func (i *Inspection) readCommitted(read func(m *thinmeta.Metadata, data io.Reade
 		return err
 	}
 	defer func() { err = errors.Join(err, data.Close()) }()
-	metadata, err := thinmeta.Open(&keepingReader{ReaderAt: dev, most: inspectedBlocks})
+	metadata, err := thinmeta.Open(&keepingReader{ReaderAt: dev, limit: inspectedBlocks})
 	if err != nil {
 		return err
 	}

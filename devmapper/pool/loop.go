@@ -58,8 +58,8 @@ func (s LoopSpec) lowWaterBlocks(total uint64) uint64 {
 // Open loads a loop pool into the kernel, or attaches to a loaded one after a restart of the
 // daemon.
 //
-// A complete pool was used before. If its metadata has no superblock, Open returns ErrWrongPool:
-// the kernel would format the metadata, and all volumes would be lost.
+// complete is true if the pool was used before. If its metadata then has no superblock, Open
+// returns ErrWrongPool: the kernel would format the metadata, and all volumes would be lost.
 func (s LoopSpec) Open(ctx context.Context, control *devmapper.Control, complete bool) (*Pool, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -136,18 +136,18 @@ func (s LoopSpec) attach(control *devmapper.Control, dev devmapper.Device) (*Poo
 	return p, devmapper.EnsureNode(dev)
 }
 
-// checkFileSystems checks whether the file system keeps allocated space for the pool's files.
+// checkFileSystems records whether the file system keeps allocated space for the pool's files.
 func (b *loopBackend) checkFileSystems(p *Pool) error {
 	for _, file := range []*backingFile{&p.data, &p.metadata} {
 		f, err := os.OpenFile(file.path, os.O_RDWR|unix.O_NOFOLLOW, 0)
 		if err != nil {
 			return err
 		}
-		file.notAllocated = notAllocated(f)
+		file.noSpaceReason = noSpaceReason(f)
 		f.Close()
 	}
-	if b.Sparse && p.data.notAllocated == "" {
-		p.data.notAllocated = "an earlier version of thinsnap made its data file, and did not allocate it"
+	if b.Sparse && p.data.noSpaceReason == "" {
+		p.data.noSpaceReason = "an earlier version of thinsnap made its data file, and did not allocate it"
 	}
 	return nil
 }
@@ -276,8 +276,8 @@ func (b *loopBackend) largest(ctx context.Context, p *Pool) (data, metadata uint
 func (b *loopBackend) keepAllocated(ctx context.Context, p *Pool) (watch bool, err error) {
 	b.balancing.Lock()
 	defer b.balancing.Unlock()
-	watch = p.data.notAllocated == ""
-	if p.metadata.notAllocated == "" {
+	watch = p.data.noSpaceReason == ""
+	if p.metadata.noSpaceReason == "" {
 		err = b.fillMetadata(ctx, p)
 	}
 	if !watch {
@@ -305,7 +305,7 @@ func (b *loopBackend) balance(ctx context.Context, p *Pool) error {
 			return err
 		}
 		b.passdown.Store(!live.table.NoDiscardPassdown)
-		p.data.whole.Store(false)
+		p.data.allocated.Store(false)
 	}
 	on := b.passdown.Load()
 	if on && disk.free < status.Data.Holes+disk.reserve() {
@@ -329,7 +329,7 @@ const balanceAge = 10 * time.Second
 // fillMetadata allocates the holes of the metadata file, if that leaves the reserve free: earlier
 // versions created a sparse file, which may be larger than a small disk.
 func (b *loopBackend) fillMetadata(ctx context.Context, p *Pool) error {
-	if p.metadata.whole.Load() {
+	if p.metadata.allocated.Load() {
 		return nil
 	}
 	bytes, err := blockdev.Size(p.metadata.path)
@@ -351,7 +351,7 @@ func (b *loopBackend) fillMetadata(ctx context.Context, p *Pool) error {
 
 // fillDevice allocates the holes of a file, as far as the pool uses the file.
 func (b *loopBackend) fillDevice(ctx context.Context, file *backingFile) error {
-	if file.whole.Load() {
+	if file.allocated.Load() {
 		return nil
 	}
 	bytes, err := blockdev.Size(file.path)
@@ -359,7 +359,7 @@ func (b *loopBackend) fillDevice(ctx context.Context, file *backingFile) error {
 		return err
 	}
 	if err := file.fill(ctx, bytes); err != nil {
-		return fmt.Errorf("allocate %d bytes of %s that the pool has promised: %w", file.missing.Load(), file.path, err)
+		return fmt.Errorf("allocate disk space for %d bytes of %s: %w", file.missing.Load(), file.path, err)
 	}
 	return nil
 }
@@ -383,7 +383,7 @@ func (b *loopBackend) passDown(ctx context.Context, p *Pool, on bool) error {
 		return err
 	}
 	// gofail: var beforePassdown struct{}
-	p.data.whole.Store(false)
+	p.data.allocated.Store(false)
 	if err := exchangeOrKeep(p, target, live); err != nil {
 		return fmt.Errorf("load its table with discard passdown %t: %w", on, err)
 	}

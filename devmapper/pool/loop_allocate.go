@@ -38,10 +38,10 @@ func fileSystemName(magic uint32) string {
 	return fmt.Sprintf("of type %#x", magic)
 }
 
-// notAllocated returns why a write to an allocated part of a file may find no space, or "" if it
+// noSpaceReason returns why a write to an allocated part of a file may find no space, or "" if it
 // always finds space. File systems other than ext4 and xfs write to newly allocated space, or to a
 // disk that is not theirs.
-func notAllocated(f *os.File) string {
+func noSpaceReason(f *os.File) string {
 	var fs unix.Statfs_t
 	if err := unix.Fstatfs(int(f.Fd()), &fs); err != nil {
 		return err.Error()
@@ -114,7 +114,7 @@ func growFile(ctx context.Context, f *os.File, bytes int64) error {
 	if err != nil || info.Size() >= bytes {
 		return err
 	}
-	if notAllocated(f) != "" {
+	if noSpaceReason(f) != "" {
 		err = f.Truncate(bytes)
 	} else if err = fallocate(ctx, f, info.Size(), bytes-info.Size()); err != nil {
 		err = errors.Join(err, f.Truncate(info.Size()))
@@ -124,7 +124,7 @@ func growFile(ctx context.Context, f *os.File, bytes int64) error {
 
 // fill allocates the holes in the first bytes of the file.
 func (b *backingFile) fill(ctx context.Context, bytes uint64) error {
-	if b.whole.Load() {
+	if b.allocated.Load() {
 		return nil
 	}
 	f, err := os.OpenFile(b.path, os.O_RDWR|unix.O_NOFOLLOW, 0)
@@ -137,6 +137,6 @@ func (b *backingFile) fill(ctx context.Context, bytes uint64) error {
 	if err == nil {
 		err = f.Sync()
 	}
-	b.whole.Store(err == nil)
+	b.allocated.Store(err == nil)
 	return err
 }

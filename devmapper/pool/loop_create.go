@@ -76,7 +76,7 @@ func fillFile(ctx context.Context, f *os.File, bytes int64, sparse bool) error {
 	if sparse && info.Size() < bytes {
 		return f.Truncate(bytes)
 	}
-	if err := growFile(ctx, f, bytes); err != nil || sparse || notAllocated(f) != "" {
+	if err := growFile(ctx, f, bytes); err != nil || sparse || noSpaceReason(f) != "" {
 		return err
 	}
 	_, err = allocate(ctx, f, max(bytes, info.Size()))

@@ -33,7 +33,7 @@ func (b *loopBackend) extend(ctx context.Context, p *Pool, dataBytes, metadataBy
 func (b *loopBackend) requireRoom(ctx context.Context, p *Pool, bytes uint64) error {
 	// extendDevices has just read the status.
 	status, err := p.RecentStatus(ctx, time.Minute)
-	if err != nil || bytes <= status.Data.Total || p.data.notAllocated != "" {
+	if err != nil || bytes <= status.Data.Total || p.data.noSpaceReason != "" {
 		return err
 	}
 	if more := bytes - status.Data.Total; more+status.Data.Holes > status.Data.DiskFree {

@@ -13,17 +13,17 @@ const statBlockBytes = 512
 // backingFile is the file below one of the pool's loop devices.
 type backingFile struct {
 	path string
-	// notAllocated is why allocated parts of the file may lack space on the disk, or "".
-	notAllocated string
-	// whole is true if the file has no holes and nothing makes any.
-	whole atomic.Bool
+	// noSpaceReason is why a write to the file may find no space, or "".
+	noSpaceReason string
+	// allocated is true if the file has no holes and nothing makes any.
+	allocated atomic.Bool
 	// missing is the number of bytes for which the last allocation of holes found no space.
 	missing atomic.Uint64
 }
 
 // space describes a device of which used of total blocks are in use. st_blocks also counts the file
 // system's own records of a file with many extents, which hides small holes unless the file is
-// known to be whole. disk is nil if there is no file or its disk could not be read.
+// known to have none. disk is nil if there is no file or its disk could not be read.
 func (f *backingFile) space(used, total, blockBytes uint64, disk *disk) Space {
 	s := Space{Used: used * blockBytes, Total: total * blockBytes}
 	s.Available = s.Total - s.Used
@@ -31,7 +31,7 @@ func (f *backingFile) space(used, total, blockBytes uint64, disk *disk) Space {
 		return s
 	}
 	s.DiskFree, s.Disk = disk.free, disk.device
-	if !f.whole.Load() {
+	if !f.allocated.Load() {
 		s.Holes = max(s.Total-min(s.Total, disk.file), min(f.missing.Load(), s.Total))
 	}
 	backed := s.Available - min(s.Available, s.Holes)

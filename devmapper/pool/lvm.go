@@ -29,8 +29,8 @@ type LVMSpec struct {
 	Name string
 	// BlockBytes is the pool's block size: a multiple of 64 KiB, at most 1 GiB.
 	BlockBytes uint64
-	// Device is the path of the disk. It is used only until the pool is created: later LVM finds
-	// the disk by its label.
+	// Device is the path of the disk. LVM creates the pool on it, and later finds the disk by its
+	// label. Remove checks that the path exists if LVM finds no disk.
 	Device string
 	// PVUUID is LVM's UUID for the disk, from NewPVUUID.
 	PVUUID string
@@ -52,8 +52,8 @@ func NewPVUUID() string {
 
 func (s LVMSpec) tag() string { return uuidStart + s.ID }
 
-// volume returns VG/LV for a volume in the group.
-func (s LVMSpec) volume(name string) string { return s.Name + "/" + name }
+// vgLV returns VG/LV for an LVM volume in the group.
+func (s LVMSpec) vgLV(name string) string { return s.Name + "/" + name }
 
 // deviceName returns the name of the mapped device of an LVM volume. LVM doubles hyphens within
 // names.
@@ -87,8 +87,8 @@ func (s LVMSpec) writeProfile() error {
 
 // Open has LVM activate a pool that Create created, or attaches to an active one.
 //
-// A complete pool was used before. If its metadata has no superblock, Open returns ErrWrongPool:
-// the kernel would format the metadata, and all volumes would be lost.
+// complete is true if the pool was used before. If its metadata then has no superblock, Open
+// returns ErrWrongPool: the kernel would format the metadata, and all volumes would be lost.
 func (s LVMSpec) Open(ctx context.Context, control *devmapper.Control, complete bool) (*Pool, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -209,18 +209,18 @@ func (g lvmGroup) onMetadata(ctx context.Context, pool string, f func(path strin
 // metadata to another volume, and have LVM swap the two. The returned volume then has the old
 // metadata.
 func (s LVMSpec) RepairLines() (lines []string, volume string) {
-	mended, old := s.volume("pool_mended"), s.volume(lvmPool+"_tmeta")
+	mended, old := s.vgLV("pool_mended"), s.vgLV(lvmPool+"_tmeta")
 	node := func(volume string) string { return devmapper.NodePath(deviceName(s.Name, volume)) }
 	return []string{
 		"lvcreate --yes --name pool_mended --wipesignatures n --zero n " +
-			"--size $(lvs --noheadings --nosuffix --units b --options lv_metadata_size " + s.volume(lvmPool) +
+			"--size $(lvs --noheadings --nosuffix --units b --options lv_metadata_size " + s.vgLV(lvmPool) +
 			" | tr -d ' ')b " + s.Name,
 		"lvchange --yes --activate y " + old,
 		"thin_repair --input " + node(lvmPool+"_tmeta") + " --output " + node("pool_mended"),
 		"thin_check --clear-needs-check-flag " + node("pool_mended"),
 		"lvchange --yes --activate n " + old,
 		"lvchange --yes --activate n " + mended,
-		"lvconvert --yes --poolmetadataspare n --thinpool " + s.volume(lvmPool) + " --poolmetadata " + mended,
+		"lvconvert --yes --poolmetadataspare n --thinpool " + s.vgLV(lvmPool) + " --poolmetadata " + mended,
 	}, mended
 }
 

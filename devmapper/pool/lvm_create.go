@@ -43,7 +43,7 @@ func (s LVMSpec) Create(ctx context.Context, force bool) (LVMSpec, error) {
 	made := found.volume(lvmPool)
 	if made == nil || !made.isPool() {
 		return s, fmt.Errorf("make pool %s: all commands succeeded, but LVM finds no pool %s: %w",
-			s.Name, s.volume(lvmPool), ErrWrongPool)
+			s.Name, s.vgLV(lvmPool), ErrWrongPool)
 	}
 	s.VGUUID, s.LVUUID = made.VGUUID, made.UUID
 	return s, nil
@@ -139,11 +139,11 @@ func (s LVMSpec) steps(found survey) []Step {
 		// No metadata spare: if LVM is killed while creating it, an untagged volume lvol0 remains.
 		program("lvconvert", "--yes", "--zero", "y", "--poolmetadataspare", "n", "--chunksize",
 			fmt.Sprintf("%dK", s.BlockBytes>>10),
-			"--thinpool", s.volume(lvmPool), "--poolmetadata", s.volume(lvmPoolMetadata))
+			"--thinpool", s.vgLV(lvmPool), "--poolmetadata", s.vgLV(lvmPoolMetadata))
 	}
 	if made == nil || made.Profile != s.tag() || !hasTag(made.Tags, s.tag()) {
 		steps = append(steps, s.profile())
-		program("lvchange", "--addtag", s.tag(), "--metadataprofile", s.tag(), s.volume(lvmPool))
+		program("lvchange", "--addtag", s.tag(), "--metadataprofile", s.tag(), s.vgLV(lvmPool))
 	}
 	return steps
 }

@@ -21,12 +21,12 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// skipIfShort skips a test in the second run of this package, which has udevd. `make test-all` has
-// it in both.
+// skipIfShort skips a test in the second run of this package, which has udevd and -short. `make
+// test-all` runs it in both.
 func skipIfShort(t *testing.T) {
 	t.Helper()
 	if testing.Short() && !dmtest.Thorough() {
-		t.Skip("with udevd only in make test-all: -short")
+		t.Skip("-short: with udevd only in make test-all")
 	}
 }
 

@@ -127,18 +127,18 @@ func (s LVMSpec) removeVolumes(ctx context.Context, group lvmGroup) (left bool, 
 	for _, v := range volumes {
 		if hasTag(v.VGTags, s.tag()) && v.Pool == lvmPool {
 			return false, fmt.Errorf("the pool has a volume of LVM's, %s, which would be removed with it: "+
-				"remove that volume with lvremove if it is not needed: %w", s.volume(v.Name), ErrDeviceTaken)
+				"remove that volume with lvremove if it is not needed: %w", s.vgLV(v.Name), ErrDeviceTaken)
 		}
 	}
 	for _, v := range volumes {
 		switch {
 		case !hasTag(v.VGTags, s.tag()):
 		case s.LVUUID == "" && (v.Name == lvmPool || v.Name == lvmPoolMetadata), v.UUID == s.LVUUID:
-			if err := group.step("lvremove", "--yes", s.volume(v.Name)).do(ctx); err != nil {
+			if err := group.step("lvremove", "--yes", s.vgLV(v.Name)).do(ctx); err != nil {
 				return false, err
 			}
 		default:
-			log.G(ctx).WithField("volume", s.volume(v.Name)).Warn("keeping LVM's volume group: it has a foreign volume")
+			log.G(ctx).WithField("volume", s.vgLV(v.Name)).Warn("keeping LVM's volume group: it has a foreign volume")
 			left = true
 		}
 	}

@@ -106,29 +106,29 @@ const (
 	// and at each message that changes it.
 	committedTries = 50
 	committedPause = 10 * time.Millisecond
-	// committedAlone is the number of tries without a metadata snapshot. A pool has at most one,
-	// and `thinsnap check` needs it.
-	committedAlone = 3
+	// triesWithoutSnapshot is the number of tries before one with a metadata snapshot. A pool has
+	// at most one, and `thinsnap check` needs it.
+	triesWithoutSnapshot = 3
 )
 
 // Volumes returns the ids from first to last that have a volume in the pool, and whether each
-// volume is whole. One that is not must not be deleted ([thinmeta.Metadata.Whole]). It reads the
-// last commit. Its time grows with the number of ids, not of volumes.
+// volume has a tree of mappings. One without must not be deleted ([thinmeta.Metadata.Whole]). It
+// reads the last commit. Its time grows with the number of volumes in the range, not in the pool.
 func (p *Pool) Volumes(ctx context.Context, first, last thin.ID) (map[thin.ID]bool, error) {
 	byID := make(map[thin.ID]bool)
 	err := p.readCommitted(ctx, func(metadata *thinmeta.Metadata) error {
 		clear(byID)
 		volumes, err := metadata.Whole(ctx, uint32(first), uint32(last))
-		for id, whole := range volumes {
-			byID[thin.ID(id)] = whole
+		for id, hasTree := range volumes {
+			byID[thin.ID(id)] = hasTree
 		}
 		return err
 	})
 	return byID, err
 }
 
-// Writes returns a record of the writes to a volume until now, or thin.ErrNoDevice if there is no
-// such volume. Its time grows with the blocks that the volume maps.
+// Writes makes the pool commit, and describes the writes to a volume until then. It returns
+// thin.ErrNoDevice if there is no such volume. Its time grows with the blocks that the volume maps.
 func (p *Pool) Writes(ctx context.Context, id thin.ID) (writes thinmeta.Writes, err error) {
 	if err := p.Commit(ctx); err != nil {
 		return writes, err
@@ -211,12 +211,12 @@ func (p *Pool) readCommittedOn(ctx context.Context, dev io.ReaderAt, read func(*
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if tries >= committedAlone {
+		if tries >= triesWithoutSnapshot {
 			if err := p.readSnapshot(ctx, dev, read); !errors.Is(err, ErrMetadataSnapshot) {
 				return err
 			}
 		}
-		metadata, err := thinmeta.Open(&keepingReader{ReaderAt: dev, most: keptBlocks})
+		metadata, err := thinmeta.Open(&keepingReader{ReaderAt: dev, limit: keptBlocks})
 		if err != nil {
 			return fmt.Errorf("read the metadata of pool %s: %w", p.name, err)
 		}

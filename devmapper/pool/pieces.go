@@ -30,7 +30,7 @@ func (p *Pool) readPieces(ctx context.Context, dev io.ReaderAt, read piece) (tot
 		if err := ctx.Err(); err != nil {
 			return 0, err
 		}
-		metadata, err := thinmeta.Open(&keepingReader{ReaderAt: dev, most: keptBlocks})
+		metadata, err := thinmeta.Open(&keepingReader{ReaderAt: dev, limit: keptBlocks})
 		if err != nil {
 			return 0, fmt.Errorf("read the metadata of pool %s: %w", p.name, err)
 		}
@@ -59,11 +59,11 @@ func (p *Pool) readPieces(ctx context.Context, dev io.ReaderAt, read piece) (tot
 }
 
 // keepingReader caches the metadata blocks that it has read, except the superblock, which changes.
-// When it has most blocks, it drops them all: frequently read ones are soon cached again.
+// When it has limit blocks, it drops them all: frequently read ones are soon cached again.
 type keepingReader struct {
 	io.ReaderAt
-	most int
-	kept map[int64][]byte
+	limit int
+	kept  map[int64][]byte
 }
 
 // keptBlocks is the number of blocks cached for a piece: 1 MiB.
@@ -75,7 +75,7 @@ func (r *keepingReader) ReadAt(b []byte, offset int64) (int, error) {
 	}
 	n, err := r.ReaderAt.ReadAt(b, offset)
 	if err == nil && offset != 0 {
-		if r.kept == nil || len(r.kept) >= r.most {
+		if r.kept == nil || len(r.kept) >= r.limit {
 			r.kept = make(map[int64][]byte)
 		}
 		r.kept[offset] = bytes.Clone(b)

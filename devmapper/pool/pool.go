@@ -140,9 +140,9 @@ func (p *Pool) BlockBytes() uint64 { return p.blockBytes }
 // UUID returns the UUID of the pool's mapped device.
 func (p *Pool) UUID() string { return p.uuid }
 
-// number returns the pool's device number as "MAJ:MIN". A pool that was deactivated and activated
-// again has another number, and the old one may belong to another pool. It takes an ioctl only if
-// sysfs does not confirm the last number.
+// number returns the pool's device number as "MAJOR:MINOR". A pool that was deactivated and
+// activated again has another number, and the old one may belong to another pool. It takes an ioctl
+// only if sysfs does not confirm the last number.
 func (p *Pool) number() (string, error) {
 	last := *p.lastNumber.Load()
 	if uuid, found := uuidAt(last); found && uuid == p.uuid && (uuid != "" || nameAt(last) == p.device) {

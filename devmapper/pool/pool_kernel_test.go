@@ -47,7 +47,7 @@ func backing(t *testing.T, p *pool.Pool) pool.Backing {
 	return b
 }
 
-func TestPoolIsAdopted(t *testing.T) {
+func TestPoolIsAttached(t *testing.T) {
 	control, spec := newSpec(t)
 	ctx := t.Context()
 	_, err := spec.OpenLoaded(control)

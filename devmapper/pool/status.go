@@ -152,7 +152,7 @@ func (p *Pool) live() (liveTable, error) {
 type Backing struct {
 	// DataFile and MetadataFile are the files below the pool's devices, if these are loop devices.
 	DataFile, MetadataFile string
-	// DataDevice and MetadataDevice are the pool's devices, as "MAJ:MIN".
+	// DataDevice and MetadataDevice are the pool's devices, as "MAJOR:MINOR".
 	DataDevice, MetadataDevice string
 	// DataPath and MetadataPath are their nodes.
 	DataPath, MetadataPath string

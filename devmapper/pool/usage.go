@@ -17,13 +17,13 @@ import (
 // Usage is the size of a volume's mappings, in bytes.
 type Usage struct {
 	Mapped uint64 // including blocks shared with other volumes
-	// Own is the part of Mapped that its origin does not map to the same blocks of the pool.
+	// Own is the part of Mapped that is not mapped to the same blocks of the pool as in the origin.
 	Own uint64
 }
 
-// Usage returns the usage of a volume relative to its origin; for the origin 0, Own is Mapped. The
-// origin must not be written to meanwhile; the volume may be. It returns thin.ErrNoDevice unless
-// the pool has both.
+// Usage returns the usage of a volume relative to its origin. Without one, which 0 means, Own is
+// Mapped. The origin must not be written to meanwhile; the volume may be. It returns
+// thin.ErrNoDevice unless the pool has both.
 //
 // It reads the pool's last commit, and commits only if the pool commits during each try. The result
 // may be as old as age; 0 means now. With an age, all volumes that are queried within it share one
@@ -83,9 +83,9 @@ func (p *Pool) usage(volume volumeState, own uint64) Usage {
 	return Usage{Mapped: volume.blocks * p.blockBytes, Own: min(own, volume.blocks) * p.blockBytes}
 }
 
-// changed returns the number of blocks that a volume maps and its origin does not map to the same
-// block. It also returns the volume's state at the last read; steady is false if an earlier read
-// found another state.
+// changed returns the number of blocks that a volume maps, but not to the same block of the pool as
+// its origin. It also returns the volume's state at the last read; steady is false if an earlier
+// read found another state.
 func (p *Pool) changed(
 	ctx context.Context, dev io.ReaderAt, id, origin thin.ID,
 ) (blocks uint64, volume volumeState, steady bool, err error) {

@@ -17,9 +17,9 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 )
 
-// activateTries and activatePause limit the wait for LVM to suspend the pool: the kernel refuses to
-// activate volumes shortly before it shows the pool as suspended. The wait for the resume has no
-// limit, because LVM writes its own metadata meanwhile.
+// The kernel refuses to activate volumes while LVM has the pool suspended, and already shortly
+// before it shows the pool as suspended. activateTries and activatePause limit the wait until it
+// does. The wait for the resume has no limit, because LVM writes its own metadata meanwhile.
 const (
 	activateTries = 50
 	activatePause = 20 * time.Millisecond
@@ -256,9 +256,10 @@ func (p *Pool) openVolume(id thin.ID, flag int) (*os.File, error) {
 }
 
 // SetReadOnly makes an active volume refuse new writers, or accept them again if it was activated
-// for writing. A process that already has it open for writing can still write. A mounted volume is
-// devmapper.ErrBusy: unmounting an xfs would leave a log to replay (fs/xfs/xfs_log.c:
-// xfs_log_unmount_write). It takes no context, because a caller must be able to undo it.
+// for writing. A process that already has it open for writing can still write. With readOnly it
+// returns devmapper.ErrBusy for a mounted volume: unmounting an xfs would leave a log to replay
+// (fs/xfs/xfs_log.c: xfs_log_unmount_write). It takes no context, because a caller must be able to
+// undo it.
 func (p *Pool) SetReadOnly(id thin.ID, readOnly bool) error {
 	flag := os.O_RDONLY
 	if readOnly {
@@ -293,10 +294,10 @@ func (p *Pool) Flush(ctx context.Context, id thin.ID) error {
 // range, and cannot be interrupted.
 const discardAtMost = 1 << 40
 
-// Discard returns the blocks of an active, writable volume to the pool, and those that no other
-// volume shares to the device or file below. It returns devmapper.ErrBusy for a mounted volume. It
-// discards in pieces and awaits turn before each ([blockdev.Discard]). Pieces are larger if the
-// whole volume maps at most one piece.
+// Discard frees the blocks of an active, writable volume. Blocks that no other volume maps are free
+// in the pool, and discarded on the device or file below. It returns devmapper.ErrBusy for a
+// mounted volume. It discards in pieces and awaits turn before each ([blockdev.Discard]). Pieces
+// are larger if the whole volume maps at most one piece.
 func (p *Pool) Discard(ctx context.Context, id thin.ID, turn blockdev.Turn) error {
 	f, err := p.openVolume(id, os.O_RDWR|unix.O_EXCL)
 	if errors.Is(err, unix.EBUSY) {

@@ -15,15 +15,15 @@ import (
 // runs LVM. Another pool gets its table without skip_block_zeroing, which lasts until the owner
 // loads the old table. Blocks that volumes already have stay as they are.
 //
-// It returns devmapper.ErrNotFound if the pool is not active. The kernel refuses a new table only
-// if a device below has changed. If the process is killed then, the pool may stay suspended; see
-// Resume.
+// It returns devmapper.ErrNotFound if the pool is not active. The kernel refuses the table only if
+// a device below has changed, and then leaves the pool suspended until ZeroNewBlocks loads the old
+// table. If the process is killed in between, the pool stays suspended; see Resume.
 func (s ExistingSpec) ZeroNewBlocks(ctx context.Context, control *devmapper.Control) error {
 	dev, err := s.Find(control)
 	if err != nil {
 		return fmt.Errorf("pool %s: %w", s.Device, err)
 	}
-	name := handle(dev)
+	name := stableName(dev)
 	_, targets, err := control.Table(name)
 	if err != nil {
 		return err
@@ -40,7 +40,7 @@ func (s ExistingSpec) ZeroNewBlocks(ctx context.Context, control *devmapper.Cont
 	}
 	log.G(ctx).WithField("pool", dev.Name).Info("making the pool zero new blocks")
 	s.UUID = dev.UUID
-	if volume, isLVM := s.volume(); isLVM {
+	if volume, isLVM := s.vgLV(); isLVM {
 		devices, err := s.lvmDevices(ctx)
 		if err != nil {
 			return err
@@ -80,12 +80,12 @@ func (s ExistingSpec) Resume(control *devmapper.Control) error {
 	if err != nil {
 		return fmt.Errorf("pool %s: %w", s.Device, err)
 	}
-	_, err = control.Resume(handle(dev))
+	_, err = control.Resume(stableName(dev))
 	return err
 }
 
-// handle returns a name for a device that stays valid if the device is renamed.
-func handle(dev devmapper.Device) string {
+// stableName returns a name for a device that stays valid if the device is renamed.
+func stableName(dev devmapper.Device) string {
 	if dev.UUID == "" {
 		return dev.Name
 	}

@@ -58,8 +58,8 @@ func Delta(ctx context.Context, left, right Tree) iter.Seq2[Run, error] {
 	}
 }
 
-// Changed returns the number of blocks, from block first on, that a volume maps, but not to the same
-// block of the pool as its origin. It stops after reading the given number of nodes of the
+// Changed returns the number of blocks, from block first on, that a volume maps, but not to the
+// same block of the pool as its origin. It stops after reading the given number of nodes of the
 // trees, 0 for no limit, but always makes progress. It returns the block to continue from, or more
 // as false at the end.
 func Changed(

@@ -10,8 +10,9 @@ type Descent struct {
 	// Shared is true if both map one of their blocks to the same block of the pool, or have the
 	// same tree.
 	Shared bool
-	// Own is the number of blocks that the volume maps, but not to the same block of the pool as its
-	// origin. Newest is the largest of their times, and Oldest the smallest; both are 0 if Own is 0.
+	// Own is the number of blocks that the volume maps, but not to the same block of the pool as
+	// its origin. Newest is the largest of their times, and Oldest the smallest; both are 0 if Own
+	// is 0.
 	Own            uint64
 	Newest, Oldest uint32
 }

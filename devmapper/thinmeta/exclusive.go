@@ -9,15 +9,15 @@ import (
 	"math"
 )
 
-// ErrNoCounts is returned if the reference counts are missing or misleading. A metadata snapshot has
-// none. In a pool with a metadata snapshot, they include its references to metadata blocks.
+// ErrNoCounts is returned if the reference counts are missing or misleading. A metadata snapshot
+// has none. In a pool with a metadata snapshot, they include its references to metadata blocks.
 var ErrNoCounts = errors.New("the pool has a metadata snapshot")
 
-// Exclusive returns the number of a volume's blocks, from block first on, that no other volume maps:
-// those that the pool gets back when the volume is deleted. Volumes of besides count as deleted if
-// they have the volume's tree of mappings, as its snapshots have before the first write to either.
-// It returns [ErrNoDevice] if there is no such volume, and ErrNoCounts while the pool has a metadata
-// snapshot.
+// Exclusive returns the number of a volume's blocks, from block first on, that no other volume
+// maps: those that the pool gets back when the volume is deleted. Volumes of besides count as
+// deleted if they have the volume's tree of mappings, as its snapshots have before the first write
+// to either. It returns [ErrNoDevice] if there is no such volume, and ErrNoCounts while the pool
+// has a metadata snapshot.
 //
 // It stops after reading the given number of blocks, but always makes progress. It returns the
 // volume's block to continue from, or more as false at the end. It does not read shared parts of

@@ -68,8 +68,8 @@ func read(ctx context.Context, m *thinmeta.Metadata) (contents, error) {
 }
 
 // losses returns the volumes that a repair has changed, sorted by id, and whether these are all. It
-// leaves out the treeless ones, which had no data. If the old superblock was damaged, it may point to
-// wrong trees, so an unreadable mapping need not be a loss.
+// leaves out the treeless ones, which had no data. If the old superblock was damaged, it may point
+// to wrong trees, so an unreadable mapping need not be a loss.
 func losses(before, after contents, treeless map[uint32]bool, superblockGood bool) (lost []Loss, all bool) {
 	all = before.all
 	for id, was := range before.volumes {

@@ -69,8 +69,8 @@ func (p Plan) make(ctx context.Context, made string, o *Outcome) (contents, erro
 	return m.verify(ctx, made, o)
 }
 
-// correctChecksum writes a copy with the correct checksum in the superblock. If the trees and counts
-// below are valid, so are the superblock's other fields.
+// correctChecksum writes a copy with the correct checksum in the superblock. If the trees and
+// counts below are valid, so are the superblock's other fields.
 func (m Metadata) correctChecksum(ctx context.Context, made string, o *Outcome) (contents, error) {
 	if err := copySparse(ctx, m.File, made); err != nil {
 		return contents{}, err
