@@ -32,22 +32,23 @@ func (a *app) adoptCommand() *cli.Command {
 				"the plan for each snapshot, the obstacles, the steps of --yes, and the changes to make in containerd's\n" +
 				"configuration, which it only reads. --yes neither copies nor changes data in the pool. After an\n" +
 				"interruption, run it with --yes to complete the adoption, or with --undo to go back. --undo gives the\n" +
-				"snapshots back to the built-in, with everything that containers have written since. It refuses if an\n" +
+				"snapshots back to the built-in one, with everything that containers have written since. It refuses if an\n" +
 				"adopted snapshot was removed, or a new one exists.\n" +
 				"Exit code 1: there is an obstacle, or the adoption failed.",
 			Flags: []cli.Flag{
 				&cli.StringFlag{Name: "containerd-config", Usage: "read containerd's configuration from `FILE`", Value: setup.DefaultConfig},
 				&cli.StringFlag{Name: "containerd-root", Usage: "use containerd's data in this `DIR`",
 					DefaultText: "root in containerd's configuration"},
-				&cli.StringFlag{Name: "root-path", Usage: "use the built-in's databases in this `DIR`",
-					DefaultText: "root_path in the built-in's section"},
-				&cli.StringFlag{Name: "pool", Usage: "adopt from the pool `NAME`", DefaultText: "pool_name in the built-in's section"},
+				&cli.StringFlag{Name: "root-path", Usage: "use the built-in snapshotter's databases in this `DIR`",
+					DefaultText: "root_path in the built-in snapshotter's section"},
+				&cli.StringFlag{Name: "pool", Usage: "adopt from the pool `NAME`",
+					DefaultText: "pool_name in the built-in snapshotter's section"},
 				&cli.StringFlag{Name: "name", Usage: "adopt for containerd's proxy plugin `PROXY`",
 					DefaultText: "the one with thinsnap's address, or thinsnap"},
 				&cli.BoolFlag{Name: "leave-out-damaged", Usage: "leave out damaged snapshots, and those made from them"},
 				&cli.BoolFlag{Name: "dry-run", Usage: "change nothing, which is the default"},
 				&cli.BoolFlag{Name: "yes", Usage: "adopt the snapshots"},
-				&cli.BoolFlag{Name: "undo", Usage: "go back to the built-in"},
+				&cli.BoolFlag{Name: "undo", Usage: "go back to the built-in snapshotter"},
 				&cli.BoolFlag{Name: "all", Usage: "list every snapshot, even if there are more than 100"},
 				jsonFlag(),
 			},

@@ -21,9 +21,9 @@ func (a *app) checkCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "check",
 		Usage: "compare the store, the kernel and the pool, and report every difference",
-		Description: "Asks the running daemon. Without a daemon, or before it has opened its pool, reads the root without\n" +
-			"changing it. Lists each problem with the action of --repair. --repair loses no data: it deletes a volume\n" +
-			"only if that is provably left over from an operation of thinsnap.\n" +
+		Description: "Asks the running daemon. Without a daemon, or before it has opened its pool, reads the root. Changes\n" +
+			"nothing without --repair, and lists the action of --repair for each problem. --repair loses no data: it\n" +
+			"deletes a volume only if that is provably left over from an operation of thinsnap.\n" +
 			"Exit code 1: problems were found.",
 		Flags: []cli.Flag{
 			rootFlag(), jsonFlag(),

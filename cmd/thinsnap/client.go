@@ -52,7 +52,7 @@ func (a *app) clientCommand() *cli.Command {
 
 // decideClient returns the action of a decision. It prints the resulting client.
 func (a *app) decideClient(
-	decide func(*admin.Client, context.Context, string) (admin.StoreClient, error),
+	decide func(*admin.Client, context.Context, string) (admin.ClientInfo, error),
 ) cli.ActionFunc {
 	return withArgs(0, 1, func(ctx context.Context, c *cli.Command) error {
 		client, err := newClient(c)
@@ -80,7 +80,7 @@ func (a *app) removeClient(ctx context.Context, c *cli.Command) error {
 	if err != nil {
 		return err
 	}
-	i := slices.IndexFunc(info.Clients, func(c admin.StoreClient) bool { return c.Name == name })
+	i := slices.IndexFunc(info.Clients, func(c admin.ClientInfo) bool { return c.Name == name })
 	if i >= 0 && !info.Clients[i].Configured && !c.Bool("yes") {
 		return usagef("this removes the client %q with its %d snapshots; to do it, add --yes", name,
 			total(info.Clients[i].Snapshots))
@@ -98,7 +98,7 @@ func (a *app) removeClient(ctx context.Context, c *cli.Command) error {
 
 func total(n admin.SnapshotCounts) uint64 { return n.Active + n.View + n.Committed }
 
-func clientRows(c *admin.StoreClient) []row {
+func clientRows(c *admin.ClientInfo) []row {
 	if c.Name == config.DefaultClient {
 		return []row{
 			{"Client", clientName(c)},
@@ -121,7 +121,7 @@ func clientRows(c *admin.StoreClient) []row {
 	}
 }
 
-func clientName(c *admin.StoreClient) string {
+func clientName(c *admin.ClientInfo) string {
 	switch {
 	case c.Since.IsZero():
 		return "none yet"
@@ -135,7 +135,7 @@ func clientName(c *admin.StoreClient) string {
 	}
 }
 
-func refusedCalls(c *admin.StoreClient) string {
+func refusedCalls(c *admin.ClientInfo) string {
 	if c.RefusedCalls == 0 {
 		return "0"
 	}

@@ -360,10 +360,10 @@ func TestClientCommands(t *testing.T) {
  Snapshots Kept From Before: 4
  Refused Calls of Others: 0
 `, output(t, true, "client", "reset", "--admin-address", address))
-	var client admin.StoreClient
+	var client admin.ClientInfo
 	require.NoError(t, json.Unmarshal([]byte(output(t, true, "client", "reset", "--json", "--admin-address", address)), &client))
 	require.EqualValues(t, 4, client.KeptSnapshots)
-	require.Contains(t, clientName(&admin.StoreClient{Proxy: "thinsnap", Since: time.Now(), Unseen: true}), "PID namespace")
+	require.Contains(t, clientName(&admin.ClientInfo{Proxy: "thinsnap", Since: time.Now(), Unseen: true}), "PID namespace")
 	require.Equal(t, "process 7 has ended; proxy plugin thinsnap",
-		clientName(&admin.StoreClient{Proxy: "thinsnap", PID: 7, Since: time.Now()}))
+		clientName(&admin.ClientInfo{Proxy: "thinsnap", PID: 7, Since: time.Now()}))
 }

@@ -33,10 +33,10 @@ func (fakeReports) Info(ctx context.Context) (admin.Info, error) {
 	pool, err := fakeReports{}.Pool(ctx)
 	return admin.Info{
 		Pool: pool,
-		Client: admin.StoreClient{
+		Client: admin.ClientInfo{
 			Name: "default", Configured: true, Proxy: "thinsnap", PID: 812, Program: "/usr/bin/containerd", Since: time.Now(), Alive: true,
 		},
-		Clients: []admin.StoreClient{
+		Clients: []admin.ClientInfo{
 			{Name: "k3s", Configured: true, Address: "/run/thinsnap/k3s.sock", Snapshots: admin.SnapshotCounts{Active: 1}},
 			{Name: "moby", Snapshots: admin.SnapshotCounts{Committed: 2}},
 		},
@@ -190,8 +190,8 @@ func (fakeReports) Fill(context.Context, time.Duration) (admin.Fill, error) {
 	return admin.Fill{DataUsed: 300 << 20, DataTotal: 100 << 30, DataAvailable: 20 << 30, MetadataUsed: 1 << 20, MetadataTotal: 2 << 30}, nil
 }
 
-func (fakeReports) AcceptClient(_ context.Context, name string) (admin.StoreClient, error) {
-	return admin.StoreClient{
+func (fakeReports) AcceptClient(_ context.Context, name string) (admin.ClientInfo, error) {
+	return admin.ClientInfo{
 		Name: name, Configured: true,
 		Proxy: "thinsnap", PID: 812, Program: "/usr/bin/containerd", Since: time.Now(), Alive: true, RefusedCalls: 2,
 		LastRefused: `process 900 (/usr/local/bin/containerd) as proxy plugin "thinsnap"`,
@@ -202,8 +202,8 @@ func (fakeReports) RemoveClient(_ context.Context, name string) (admin.RemovedCl
 	return admin.RemovedClient{Name: name, Snapshots: 2}, nil
 }
 
-func (fakeReports) ResetClient(_ context.Context, name string) (admin.StoreClient, error) {
-	return admin.StoreClient{Name: name, Configured: true, KeptSnapshots: 4}, nil
+func (fakeReports) ResetClient(_ context.Context, name string) (admin.ClientInfo, error) {
+	return admin.ClientInfo{Name: name, Configured: true, KeptSnapshots: 4}, nil
 }
 
 func (fakeReports) Ioctls() map[string]uint64 { return nil }

@@ -31,9 +31,9 @@ func (a *app) forkCommand() *cli.Command {
 		Name:      "fork",
 		Usage:     "create a container or a snapshot with the present content of another one",
 		ArgsUsage: "CONTAINER|KEY [NEW]",
-		Description: "CONTAINER is a container of ctr: NEW gets a copy of its disk and its record, and \"ctr tasks start NEW\"\n" +
-			"runs it. The container keeps running. Processes and memory are not copied. KEY is a snapshot, as \"thinsnap\n" +
-			"ls\" prints it: NEW is a snapshot with its content.\n\n" +
+		Description: "CONTAINER is a container of ctr: NEW gets a copy of its disk and of its metadata in containerd, and \"ctr\n" +
+			"tasks start NEW\" runs it. The source keeps running. Processes and memory are not copied. KEY is a\n" +
+			"snapshot, as \"thinsnap ls\" prints it: NEW is a snapshot with its content.\n\n" +
 			"With --token there is no NEW: the command prints a token for one snapshot, to be used within a minute:\n" +
 			"ctr run --snapshotter thinsnap --snapshotter-label containerd.io/snapshot/thinsnap/from=TOKEN IMAGE NEW",
 		Flags: []cli.Flag{

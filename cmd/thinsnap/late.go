@@ -206,12 +206,12 @@ func (r lateReports) RemoveLeftover(ctx context.Context, id uint32) ([]admin.Lef
 	return lateReport(r, func(b admin.Backend) ([]admin.Leftover, error) { return b.RemoveLeftover(ctx, id) })
 }
 
-func (r lateReports) AcceptClient(ctx context.Context, name string) (admin.StoreClient, error) {
-	return lateReport(r, func(b admin.Backend) (admin.StoreClient, error) { return b.AcceptClient(ctx, name) })
+func (r lateReports) AcceptClient(ctx context.Context, name string) (admin.ClientInfo, error) {
+	return lateReport(r, func(b admin.Backend) (admin.ClientInfo, error) { return b.AcceptClient(ctx, name) })
 }
 
-func (r lateReports) ResetClient(ctx context.Context, name string) (admin.StoreClient, error) {
-	return lateReport(r, func(b admin.Backend) (admin.StoreClient, error) { return b.ResetClient(ctx, name) })
+func (r lateReports) ResetClient(ctx context.Context, name string) (admin.ClientInfo, error) {
+	return lateReport(r, func(b admin.Backend) (admin.ClientInfo, error) { return b.ResetClient(ctx, name) })
 }
 
 func (r lateReports) RemoveClient(ctx context.Context, name string) (admin.RemovedClient, error) {

@@ -29,7 +29,7 @@ func (a *app) nodeCommand() *cli.Command {
 	containerd := &cli.StringFlag{Name: "containerd", Value: string(setup.System),
 		Usage: "the `KIND` of the node's containerd: \"containerd\", or \"k3s\" for k3s and RKE2"}
 	enter := &cli.BoolFlag{Name: "enter",
-		Usage: "first leave the container, which must be privileged and have the node's PIDs"}
+		Usage: "first enter the node's mount namespace; the container must be privileged and have hostPID"}
 	runtime := &cli.StringFlag{Name: "runtime", Usage: "make thinsnap the snapshotter of these runtimes: `NAME[,NAME]`"}
 	byDefault := &cli.BoolFlag{Name: "default", Usage: "make thinsnap the snapshotter of all pods"}
 	return &cli.Command{
@@ -39,8 +39,8 @@ func (a *app) nodeCommand() *cli.Command {
 			{
 				Name:  "install",
 				Usage: "install this program, its units and the configuration on the node, and configure containerd",
-				Description: "Writes missing files and those of another version, enables and starts the units, and restarts containerd\n" +
-					"if its configuration changes. Never replaces files that thinsnap did not write.",
+				Description: "Writes missing files, replaces those of another version of thinsnap, enables and starts the units, and\n" +
+					"restarts containerd if its configuration changes. Never replaces files that thinsnap did not write.",
 				Flags:  []cli.Flag{containerd, enter, runtime, byDefault},
 				Action: a.onNode(a.installNode),
 			},

@@ -17,8 +17,8 @@ func (a *app) poolCheckCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "check",
 		Usage: "check the pool's metadata with thin_check",
-		Description: "No daemon may be running on the root, and no snapshot may be mounted. The pool is removed from the kernel,\n" +
-			"and the next start of the daemon loads it again. Nothing else changes.\n" +
+		Description: "No daemon may be running on the root, and no snapshot may be mounted. The pool is deactivated, until the\n" +
+			"next start of the daemon. Nothing else changes.\n" +
 			"Exit code 1: problems were found, or the check failed.",
 		Flags:  []cli.Flag{rootFlag()},
 		Action: withArgs(0, 0, a.checkPool),

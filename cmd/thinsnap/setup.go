@@ -31,7 +31,7 @@ func (a *app) setupCommand() *cli.Command {
 			Description: "Finds containerd's configuration and version by its process or unit. Writes a file that the configuration\n" +
 				"imports, and adds the import to the main file if necessary; it keeps a copy of the main file. In\n" +
 				"containerd 1.x a plugin's section replaces those of earlier files, so the new file repeats the whole\n" +
-				"section. First has containerd read copies (`containerd config dump`), and changes nothing if other settings\n" +
+				"section. Tests the changes on copies first (`containerd config dump`), and changes nothing if other settings\n" +
 				"would change. The options of an earlier run no longer apply. After an interruption, run it again, or with\n" +
 				"--undo.",
 			Flags:  setupFlags(),

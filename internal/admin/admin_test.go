@@ -37,10 +37,10 @@ func (f *fakeBackend) Info(context.Context) (admin.Info, error) {
 			Events: 6, Autoextend: admin.Autoextend{DataExtensions: 4, MetadataExtensions: 5, Stuck: "no room"},
 		},
 		Snapshots: admin.SnapshotCounts{Active: 1, Committed: 2},
-		Client: admin.StoreClient{
+		Client: admin.ClientInfo{
 			Name: "default", Configured: true, Alive: true, Snapshots: admin.SnapshotCounts{Active: 1, Committed: 1},
 		},
-		Clients: []admin.StoreClient{{Name: "k3s", RefusedCalls: 3, Snapshots: admin.SnapshotCounts{Committed: 1}}},
+		Clients: []admin.ClientInfo{{Name: "k3s", RefusedCalls: 3, Snapshots: admin.SnapshotCounts{Committed: 1}}},
 		Devices: admin.Volumes{Trash: 3, Spares: 2},
 		Spares:  admin.Spares{Hits: 9, Misses: 1},
 
@@ -124,16 +124,16 @@ func (f *fakeBackend) RemoveLeftover(_ context.Context, id uint32) ([]admin.Left
 	return nil, f.err
 }
 
-func (f *fakeBackend) AcceptClient(_ context.Context, name string) (admin.StoreClient, error) {
-	return admin.StoreClient{Name: name, Proxy: "thinsnap", PID: 812}, f.err
+func (f *fakeBackend) AcceptClient(_ context.Context, name string) (admin.ClientInfo, error) {
+	return admin.ClientInfo{Name: name, Proxy: "thinsnap", PID: 812}, f.err
 }
 
 func (f *fakeBackend) RemoveClient(_ context.Context, name string) (admin.RemovedClient, error) {
 	return admin.RemovedClient{Name: name, Snapshots: 7}, f.err
 }
 
-func (f *fakeBackend) ResetClient(_ context.Context, name string) (admin.StoreClient, error) {
-	return admin.StoreClient{Name: name, KeptSnapshots: 4}, f.err
+func (f *fakeBackend) ResetClient(_ context.Context, name string) (admin.ClientInfo, error) {
+	return admin.ClientInfo{Name: name, KeptSnapshots: 4}, f.err
 }
 
 func (f *fakeBackend) Ioctls() map[string]uint64 { return map[string]uint64{"DM_TABLE_STATUS": 7} }
@@ -482,7 +482,7 @@ func TestDecisionsAboutTheClient(t *testing.T) {
 	client := admin.NewClient(serve(t, backend, admin.NewMetrics(backend, "", "")))
 	accepted, err := client.AcceptClient(t.Context(), "k3s")
 	require.NoError(t, err)
-	require.Equal(t, admin.StoreClient{Name: "k3s", Proxy: "thinsnap", PID: 812}, accepted)
+	require.Equal(t, admin.ClientInfo{Name: "k3s", Proxy: "thinsnap", PID: 812}, accepted)
 	reset, err := client.ResetClient(t.Context(), "")
 	require.NoError(t, err)
 	require.EqualValues(t, 4, reset.KeptSnapshots)

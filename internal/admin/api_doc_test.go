@@ -52,7 +52,7 @@ func apiReference(t *testing.T) string {
 		first, _, _ := strings.Cut(strings.TrimSuffix(r.doc, "."), ". ")
 		fmt.Fprintf(&b, "| [`%s %s`](#%s) | %s. |\n", r.method, r.path, anchor(r.method+" "+r.path), first)
 	}
-	b.WriteString("\nEach type has one example: that of Pool and StoreClient is in the answer of `GET /v1/info`.\n")
+	b.WriteString("\nEach type has one example: that of Pool and ClientInfo is in the answer of `GET /v1/info`.\n")
 	types := []reflect.Type{}
 	for _, r := range all {
 		writeRoute(t, &b, r, !slices.Contains(types, r.answer))

@@ -56,9 +56,9 @@ type Backend interface {
 	// AcceptClient lets a client remove the snapshots of earlier clients, and returns its
 	// description. It fails with errdefs.ErrFailedPrecondition if no process was the client, and
 	// with errdefs.ErrNotFound if no client with that name is configured.
-	AcceptClient(ctx context.Context, name string) (StoreClient, error)
+	AcceptClient(ctx context.Context, name string) (ClientInfo, error)
 	// ResetClient forgets the process of a client. The next process that calls becomes the client.
-	ResetClient(ctx context.Context, name string) (StoreClient, error)
+	ResetClient(ctx context.Context, name string) (ClientInfo, error)
 	// RemoveClient removes a client with all its snapshots. It fails with
 	// errdefs.ErrFailedPrecondition if the client is configured, or if a snapshot is in use.
 	RemoveClient(ctx context.Context, name string) (RemovedClient, error)

@@ -134,13 +134,13 @@ func (c *Client) RemoveLeftover(ctx context.Context, id uint32) ([]Leftover, err
 
 // AcceptClient lets the present process of a client remove the snapshots of earlier clients. An
 // empty name is the default client's.
-func (c *Client) AcceptClient(ctx context.Context, name string) (StoreClient, error) {
-	return ask[StoreClient](ctx, c, http.MethodPost, "/v1/client/accept?"+ofClient(name), answerTime)
+func (c *Client) AcceptClient(ctx context.Context, name string) (ClientInfo, error) {
+	return ask[ClientInfo](ctx, c, http.MethodPost, "/v1/client/accept?"+ofClient(name), answerTime)
 }
 
 // ResetClient forgets the process of a client. The next process that calls becomes the client.
-func (c *Client) ResetClient(ctx context.Context, name string) (StoreClient, error) {
-	return ask[StoreClient](ctx, c, http.MethodPost, "/v1/client/reset?"+ofClient(name), answerTime)
+func (c *Client) ResetClient(ctx context.Context, name string) (ClientInfo, error) {
+	return ask[ClientInfo](ctx, c, http.MethodPost, "/v1/client/reset?"+ofClient(name), answerTime)
 }
 
 // RemoveClient has the daemon remove a client that is no longer configured, with all its snapshots.

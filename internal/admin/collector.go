@@ -35,7 +35,7 @@ type clientSeries struct {
 	desc   *prometheus.Desc
 	kind   prometheus.ValueType
 	labels []string // the values of the further labels
-	value  func(*StoreClient) float64
+	value  func(*ClientInfo) float64
 }
 
 func newBackendCollector(backend Backend) *backendCollector {
@@ -113,7 +113,7 @@ func (c *backendCollector) spaces() {
 			func(s *Space) uint64 { return s.Available }},
 		{"min_free", "Available space below which new snapshots are refused.",
 			func(s *Space) uint64 { return s.MinFree }},
-		{"low_water", "Free space below which the kernel raises an event. That of the data extends the pool.",
+		{"low_water", "Free space below which the kernel raises an event. With less for data, thinsnap extends the pool.",
 			func(s *Space) uint64 { return s.LowWater }},
 	} {
 		desc := describe("pool_"+size.name+"_bytes", size.help, "device")
@@ -124,11 +124,11 @@ func (c *backendCollector) spaces() {
 
 func (c *backendCollector) volumes() {
 	desc := describe("volumes",
-		"Volumes, by state. active: with a mapped device, including spare (created ahead for future snapshots) and frozen "+
-			"(copies of snapshots in use). trash: of removed snapshots, not deleted yet. kept: leftovers, see `thinsnap "+
-			"leftovers`. In the background: settling; waiting in the queue; deferred: to be retried, mostly because they "+
-			"are in use, including removal-deferred (the mapped device was not removed) and deletion-deferred (the volume "+
-			"was not deleted).", "state")
+		"Volumes, by state; some are in several. active: with a mapped device, including spare (created ahead for future "+
+			"snapshots) and frozen (copies of snapshots in use). trash: of removed snapshots, not deleted yet. kept: "+
+			"leftovers, see `thinsnap leftovers`. settling: being settled in the background. waiting: to be settled. "+
+			"deferred: to be settled again later, mostly because they are in use. removal-deferred: the mapped device could "+
+			"not be removed. deletion-deferred: the volume could not be deleted.", "state")
 	for _, state := range []struct {
 		name  string
 		value func(*Info) uint64
@@ -158,18 +158,18 @@ func (c *backendCollector) snapshots() {
 	kinds := describe("snapshots", "Snapshots.", "client", "kind")
 	gauge, counter := prometheus.GaugeValue, prometheus.CounterValue
 	c.clients = []clientSeries{
-		{kinds, gauge, []string{KindActive}, func(c *StoreClient) float64 { return float64(c.Snapshots.Active) }},
-		{kinds, gauge, []string{KindView}, func(c *StoreClient) float64 { return float64(c.Snapshots.View) }},
-		{kinds, gauge, []string{KindCommitted}, func(c *StoreClient) float64 { return float64(c.Snapshots.Committed) }},
-		{describe("snapshots_kept", "Snapshots of earlier processes of a client that the present one cannot remove.",
-			"client"), gauge, nil, func(c *StoreClient) float64 { return float64(c.KeptSnapshots) }},
-		{describe("client_alive", "1 if the process of a client runs, else 0.", "client"),
-			gauge, nil, func(c *StoreClient) float64 { return boolValue(c.Alive) }},
-		{describe("client_refused_calls_total", "Calls refused because another process is the client, or its proxy "+
-			"plugin has another name.", "client"),
-			counter, nil, func(c *StoreClient) float64 { return float64(c.RefusedCalls) }},
+		{kinds, gauge, []string{KindActive}, func(c *ClientInfo) float64 { return float64(c.Snapshots.Active) }},
+		{kinds, gauge, []string{KindView}, func(c *ClientInfo) float64 { return float64(c.Snapshots.View) }},
+		{kinds, gauge, []string{KindCommitted}, func(c *ClientInfo) float64 { return float64(c.Snapshots.Committed) }},
+		{describe("snapshots_kept", "Snapshots of earlier clients that the present one cannot remove.",
+			"client"), gauge, nil, func(c *ClientInfo) float64 { return float64(c.KeptSnapshots) }},
+		{describe("client_alive", "1 if the client's process runs, else 0.", "client"),
+			gauge, nil, func(c *ClientInfo) float64 { return boolValue(c.Alive) }},
+		{describe("client_refused_calls_total", "Calls refused because the caller is not the client, or the name of the "+
+			"client's proxy plugin has changed.", "client"),
+			counter, nil, func(c *ClientInfo) float64 { return float64(c.RefusedCalls) }},
 	}
-	c.gauge("snapshots_left", "Snapshots that can be created in the pool until new ones are refused.",
+	c.gauge("snapshots_left", "Snapshots that can be created in the pool until new ones are refused because of its time.",
 		func(i *Info) float64 { return float64(i.Devices.SnapshotsLeft) })
 }
 
@@ -198,8 +198,9 @@ func (c *backendCollector) diffs() {
 	} {
 		c.add(prometheus.CounterValue, results, func(i *Info) float64 { return float64(value(&i.Differ)) }, result)
 	}
-	kinds := describe("diff_bytes_total", "Bytes of compared volumes that were not on the same blocks (changed), of "+
-		"files read to compare them (read), and of layers before compression (written; rises while one is written).", "kind")
+	kinds := describe("diff_bytes_total", "Bytes that the compared volumes did not map to the same blocks of the pool "+
+		"(changed), of files read to compare them (read), and of layers before compression (written; rises while one is "+
+		"written).", "kind")
 	for kind, value := range map[string]func(*Differ) uint64{
 		"changed": func(d *Differ) uint64 { return d.Changed },
 		"read":    func(d *Differ) uint64 { return d.Read },
@@ -257,7 +258,7 @@ func (c *backendCollector) Collect(metrics chan<- prometheus.Metric) {
 	for _, s := range c.series {
 		send(s.kind, s.desc, s.value(&info), s.labels...)
 	}
-	for _, client := range append([]StoreClient{info.Client}, info.Clients...) {
+	for _, client := range append([]ClientInfo{info.Client}, info.Clients...) {
 		for _, s := range c.clients {
 			send(s.kind, s.desc, s.value(&client), append([]string{client.Name}, s.labels...)...)
 		}

@@ -18,10 +18,10 @@ func exampleDaemon() Daemon {
 	}
 }
 
-func exampleClient() StoreClient {
-	return StoreClient{
+func exampleClient() ClientInfo {
+	return ClientInfo{
 		Name: "default", Address: "/run/thinsnap/thinsnap.sock", Configured: true,
-		Snapshots: SnapshotCounts{Active: 1, Committed: 2},
+		Snapshots: SnapshotCounts{Active: 3, View: 1, Committed: 9},
 		Proxy:     "thinsnap", PID: 640, Program: "/usr/bin/containerd", Installation: "7b0a9f3e-3a52-4d0f-a6a5-9a4f2d1c8e77",
 		Since: exampleTime(), Alive: true,
 	}
@@ -48,7 +48,7 @@ func (exampleBackend) Pool(context.Context) (Pool, error) {
 		TransactionID: 1, BlockSize: 64 << 10,
 		Data: Space{
 			Device: "/dev/loop1", LoopFile: "/var/lib/thinsnap/pool/data", Used: 1677721600, Total: 2 << 30,
-			Available: 21474836480, MinFree: 2315255808, LowWater: 429496730, Level: LevelOK,
+			Available: 469762048, MinFree: 214748364, LowWater: 429496730, Level: LevelOK,
 		},
 		Metadata: Space{
 			Device: "/dev/loop0", LoopFile: "/var/lib/thinsnap/pool/metadata", Used: 6946816, Total: 64 << 20,
@@ -101,7 +101,7 @@ func (exampleBackend) Diff(context.Context, string) (Difference, error) {
 }
 
 func (exampleBackend) Trash(context.Context, int) ([]Removed, error) {
-	return []Removed{{Key: "default/6/old", DeviceID: 21, Since: exampleTime()}}, nil
+	return []Removed{{Key: "default/6/old", Client: "default", DeviceID: 21, Since: exampleTime()}}, nil
 }
 
 func (exampleBackend) Check(_ context.Context, repair bool) (check.Report, error) {
@@ -142,12 +142,12 @@ func (exampleBackend) Leftovers(context.Context) ([]Leftover, error) {
 
 func (exampleBackend) RemoveLeftover(context.Context, uint32) ([]Leftover, error) { return nil, nil }
 
-func (exampleBackend) AcceptClient(context.Context, string) (StoreClient, error) {
+func (exampleBackend) AcceptClient(context.Context, string) (ClientInfo, error) {
 	return exampleClient(), nil
 }
 
-func (exampleBackend) ResetClient(context.Context, string) (StoreClient, error) {
-	return StoreClient{Name: "default", Configured: true}, nil
+func (exampleBackend) ResetClient(context.Context, string) (ClientInfo, error) {
+	return ClientInfo{Name: "default", Configured: true}, nil
 }
 
 func (exampleBackend) RemoveClient(context.Context, string) (RemovedClient, error) {
@@ -157,7 +157,7 @@ func (exampleBackend) RemoveClient(context.Context, string) (RemovedClient, erro
 func exampleMetrics(t *testing.T) *Metrics {
 	t.Helper()
 	m := NewMetrics(exampleBackend{}, "0.1.0", "")
-	call := RunningCall{Method: "Prepare", Key: "default/7/box", StartedAt: exampleTime()}
+	call := RunningCall{Method: "Prepare", Client: "default", Key: "default/7/box", StartedAt: exampleTime()}
 	m.calls.total, m.calls.running[1] = 1, call
 	call.Method, call.Key = "Remove", "default/6/old"
 	m.calls.recent = []EndedCall{{RunningCall: call, Seconds: 0.0056, Outcome: "OK"}}
@@ -168,7 +168,7 @@ func exampleMetrics(t *testing.T) *Metrics {
 func exampleRecorder() *Recorder {
 	r := NewRecorder()
 	r.add(Fill{
-		At: exampleTime(), DataUsed: 1677721600, MetadataUsed: 6946816, DataAvailable: 21474836480, DataTotal: 2 << 30,
+		At: exampleTime(), DataUsed: 1677721600, MetadataUsed: 6946816, DataAvailable: 469762048, DataTotal: 2 << 30,
 		MetadataTotal: 64 << 20,
 	})
 	return r

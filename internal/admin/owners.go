@@ -10,7 +10,7 @@ type Owners struct {
 // Owner is an image, a container or a pod with a snapshot.
 type Owner struct {
 	Key       string     `json:"key"`                 // the snapshot's key
-	Namespace string     `json:"namespace"`           // containerd's name space
+	Namespace string     `json:"namespace"`           // containerd's namespace
 	Images    []string   `json:"images,omitempty"`    // the images that have the snapshot as a layer, sorted by name
 	Container *Container `json:"container,omitempty"` // the container whose root file system the snapshot is
 }
@@ -21,6 +21,6 @@ type Container struct {
 	Name         string `json:"name,omitempty"` // its name in nerdctl, Docker Compose or Kubernetes
 	Image        string `json:"image,omitempty"`
 	Pod          string `json:"pod,omitempty"`           // the name of its pod
-	PodNamespace string `json:"pod_namespace,omitempty"` // Kubernetes' name space of the pod
+	PodNamespace string `json:"pod_namespace,omitempty"` // the pod's namespace in Kubernetes
 	Sandbox      bool   `json:"sandbox,omitempty"`       // it is the pod's sandbox
 }

@@ -171,10 +171,10 @@ func changingRoutes(backend Backend, metrics *Metrics) []route {
 		newRoute("POST /v1/leftovers/remove", answerTime,
 			"Deletes a leftover, with its data, in the background. The answer lists the others.",
 			[]param{{"device_id", "The leftover's id."}}, removeLeftoverCall(backend)),
-		newRoute("POST /v1/client/accept", answerTime, "Lets a client remove the snapshots of earlier processes.",
+		newRoute("POST /v1/client/accept", answerTime, "Lets a client remove the snapshots of earlier clients.",
 			clientParam("Default: `default`."), withClient(backend.AcceptClient)),
 		newRoute("POST /v1/client/reset", answerTime,
-			"Forgets a client's process: the next process that calls is the client.",
+			"Forgets a client: the next process that calls becomes the client.",
 			clientParam("Default: `default`."), withClient(backend.ResetClient)),
 		newRoute("POST /v1/client/remove", removeTime, "Removes a client that is no longer configured, with all its "+
 			"snapshots and their data. It may take minutes.", clientParam("Required."),

@@ -5,8 +5,8 @@ import "time"
 // Info is the answer of GET /v1/info: the daemon, its pool and its snapshots.
 type Info struct {
 	Daemon     Daemon         `json:"daemon"`
-	Client     StoreClient    `json:"client"`  // the default client
-	Clients    []StoreClient  `json:"clients"` // the further clients, configured or with snapshots
+	Client     ClientInfo     `json:"client"`  // the default client
+	Clients    []ClientInfo   `json:"clients"` // the further clients, configured or with snapshots
 	Pool       Pool           `json:"pool"`
 	Filesystem Filesystem     `json:"filesystem"`
 	Snapshots  SnapshotCounts `json:"snapshots"`
@@ -29,10 +29,10 @@ type Daemon struct {
 	UptimeSeconds int64     `json:"uptime_seconds"`
 }
 
-// StoreClient describes a client, which has its own socket and snapshots, and the client's process. It is the
+// ClientInfo describes a client, which has its own socket and snapshots, and the client's process. It is the
 // answer of POST /v1/client/accept?client=NAME and POST /v1/client/reset?client=NAME. Without NAME it is the
 // default client.
-type StoreClient struct {
+type ClientInfo struct {
 	Name    string `json:"name"`              // "default" for the default client
 	Address string `json:"address,omitempty"` // its socket
 	// Configured is false for a client that was removed from the configuration. Its snapshots stay.
@@ -44,13 +44,13 @@ type StoreClient struct {
 	Installation string         `json:"installation,omitempty"` // the id in the client's data: containerd's UUID, or that of BuildKit's worker
 	Since        time.Time      `json:"recorded_at,omitzero"`   // when the process became the client
 	Alive        bool           `json:"alive"`
-	// Unseen is true if the client's process is in a PID name space that thinsnap cannot see. Then a
+	// Unseen is true if the client's process is in a PID namespace that thinsnap cannot see. Then a
 	// second process is not refused, and a containerd that lost its data can remove all snapshots.
 	Unseen bool `json:"unseen"`
-	// KeptSnapshots is the number of snapshots of earlier processes that the present one cannot remove.
+	// KeptSnapshots is the number of snapshots of earlier clients that the present one cannot remove.
 	KeptSnapshots uint64 `json:"kept_snapshots"`
-	RefusedCalls  uint64 `json:"refused_calls"`          // of other processes, since the daemon's start
-	LastRefused   string `json:"last_refused,omitempty"` // the process of the last of these calls
+	RefusedCalls  uint64 `json:"refused_calls"`          // refused calls of other processes, since the daemon's start
+	LastRefused   string `json:"last_refused,omitempty"` // the process of the last refused call
 }
 
 // RemovedClient is the answer of POST /v1/client/remove?client=NAME.
@@ -187,7 +187,7 @@ type SnapshotCounts struct {
 	Committed uint64 `json:"committed"`
 }
 
-// Volumes counts the thin volumes.
+// Volumes counts the volumes, by state.
 type Volumes struct {
 	Active uint64 `json:"active"` // volumes with a mapped device
 	Spares uint64 `json:"spare"`  // the spares among them
@@ -199,8 +199,8 @@ type Volumes struct {
 	Kept    uint64 `json:"kept"`
 	IDsUsed uint64 `json:"ids_used"` // device ids that were ever used; each is used only once
 	IDsLeft uint64 `json:"ids_left"`
-	// SnapshotsLeft is the number of snapshots that all users of the pool can create until new ones are
-	// refused.
+	// SnapshotsLeft is the number of snapshots that all users of the pool can create until new ones are refused
+	// because of the pool's time.
 	SnapshotsLeft uint64 `json:"snapshots_left"`
 }
 
@@ -241,7 +241,7 @@ type Differ struct {
 	Cancelled uint64 `json:"cancelled"` // comparisons that the caller gave up
 	// Mismatched is the number of comparisons left because diff.verify found a difference.
 	Mismatched uint64 `json:"mismatched"`
-	Changed    uint64 `json:"changed_bytes"` // bytes of compared volumes that were not on the same blocks
+	Changed    uint64 `json:"changed_bytes"` // bytes that the compared volumes did not map to the same blocks of the pool
 	Read       uint64 `json:"read_bytes"`    // bytes of files that were read to compare them
 	Written    uint64 `json:"written_bytes"` // bytes of layers, before compression
 }
@@ -284,7 +284,7 @@ type Snapshot struct {
 	// Exclusive is the bytes that the pool gets back when the snapshot is removed. In a list of many
 	// snapshots it may be older than the rest.
 	Exclusive *uint64           `json:"exclusive_bytes,omitempty"`
-	Kept      bool              `json:"kept,omitempty"` // the snapshot is of an earlier process, and containerd does not know it
+	Kept      bool              `json:"kept,omitempty"` // the snapshot is of an earlier client, and the present one cannot remove it
 	Created   time.Time         `json:"created_at"`
 	Updated   time.Time         `json:"updated_at"`
 	Labels    map[string]string `json:"labels,omitempty"` // omitted if the request has labels=no
@@ -309,7 +309,7 @@ type Difference struct {
 	// anything in it changed.
 	Changes []Change `json:"changes"`
 	Level   string   `json:"level"`         // how they were found: from the changed "inodes" of an ext4, or by a "walk"
-	Changed uint64   `json:"changed_bytes"` // bytes of the volumes that are not on the same blocks
+	Changed uint64   `json:"changed_bytes"` // bytes that the two volumes do not map to the same blocks of the pool
 	Read    uint64   `json:"read_bytes"`    // bytes of files that were read to compare them
 }
 

@@ -13,7 +13,7 @@ type Report struct {
 	Findings []Finding `json:"findings"`
 	// Pending are normal differences, which the daemon settles now or at its next start.
 	Pending []Finding `json:"pending"`
-	// Repaired are the findings that a repair removed. It is empty without a repair.
+	// Repaired are the findings that were repaired. It is empty without a repair.
 	Repaired []Finding `json:"repaired"`
 	// Examined has the numbers of checked objects.
 	Examined Examined `json:"examined"`
@@ -22,8 +22,8 @@ type Report struct {
 // Examined counts the objects that a check has compared.
 type Examined struct {
 	Snapshots int `json:"snapshots"` // records in the store
-	Volumes   int `json:"volumes"`   // thin volumes in the pool, by its own metadata
-	Mappings  int `json:"mappings"`  // blocks that the volumes map
+	Volumes   int `json:"volumes"`   // thin devices in the pool, by its own metadata
+	Mappings  int `json:"mappings"`  // blocks that they map
 	Devices   int `json:"devices"`   // mapped devices in the kernel
 }
 

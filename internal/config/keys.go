@@ -115,8 +115,8 @@ func sections() []section {
 				"The size of a snapshot, unless its parent is larger or a label sets another. Only written blocks take space. A " +
 					"raised size applies to all new containers; layers that are unpacked onto a smaller layer keep its size."},
 			{"filesystem.max_size", fmt.Sprintf("0B or a multiple of %v, at least filesystem.base_size", diskBlock),
-				"The largest size that a label can set, or a pod's annotation. A larger one gets this size, and a warning is " +
-					"logged. A snapshot is never smaller than its parent. 0B: filesystem.base_size."},
+				"The largest size that a label can set. A larger one gets this size, and a warning is logged. A snapshot " +
+					"is never smaller than its parent. 0B: filesystem.base_size."},
 			{"filesystem.mkfs_options", noEmpty,
 				"Additional arguments for mkfs, such as [\"-I\", \"512\"]. An ext4 has an inode for each 4KiB, unless -i, -N or " +
 					"-T is among them: [\"-i\", \"16384\"], mke2fs's default, leaves 5% more for data. An xfs creates inodes on " +

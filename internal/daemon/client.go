@@ -56,8 +56,8 @@ func (d *Daemon) registry(client string) (*clients.Registry, error) {
 // configuration, in its order, then those that only the store has.
 func (d *Daemon) describeClients(
 	ctx context.Context,
-) (byDefault admin.StoreClient, further []admin.StoreClient, err error) {
-	all := []admin.StoreClient{}
+) (byDefault admin.ClientInfo, further []admin.ClientInfo, err error) {
+	all := []admin.ClientInfo{}
 	for _, configured := range d.config.AllClients() {
 		client, err := d.client(ctx, configured.Name)
 		if err != nil {
@@ -75,7 +75,7 @@ func (d *Daemon) describeClients(
 			if err != nil {
 				return err
 			}
-			client := admin.StoreClient{
+			client := admin.ClientInfo{
 				Name: space, Proxy: record.Proxy, PID: record.PID, Program: record.Program, Installation: record.Installation,
 				Since: record.Since,
 			}
@@ -89,16 +89,16 @@ func (d *Daemon) describeClients(
 	return all[0], all[1:], err
 }
 
-func (d *Daemon) client(ctx context.Context, name string) (admin.StoreClient, error) {
+func (d *Daemon) client(ctx context.Context, name string) (admin.ClientInfo, error) {
 	r, err := d.registry(name)
 	if err != nil {
-		return admin.StoreClient{}, err
+		return admin.ClientInfo{}, err
 	}
 	state, err := r.State(ctx)
 	if err != nil {
-		return admin.StoreClient{}, err
+		return admin.ClientInfo{}, err
 	}
-	client := admin.StoreClient{
+	client := admin.ClientInfo{
 		Name: name, Configured: true,
 		Proxy: state.Proxy, PID: state.Process.PID, Program: state.Process.Program, Installation: state.Installation,
 		Since: state.Since, Alive: state.Lives, Unseen: !state.Since.IsZero() && state.Process.PID == 0,
@@ -140,24 +140,24 @@ func (d *Daemon) keeps(ctx context.Context) (func(metadata.Snapshot) bool, error
 }
 
 // AcceptClient implements admin.Backend.
-func (d *Daemon) AcceptClient(ctx context.Context, name string) (admin.StoreClient, error) {
+func (d *Daemon) AcceptClient(ctx context.Context, name string) (admin.ClientInfo, error) {
 	return d.decide(ctx, name, (*clients.Registry).Accept)
 }
 
 // ResetClient implements admin.Backend.
-func (d *Daemon) ResetClient(ctx context.Context, name string) (admin.StoreClient, error) {
+func (d *Daemon) ResetClient(ctx context.Context, name string) (admin.ClientInfo, error) {
 	return d.decide(ctx, name, (*clients.Registry).Reset)
 }
 
 func (d *Daemon) decide(
 	ctx context.Context, name string, decision func(*clients.Registry, context.Context) error,
-) (admin.StoreClient, error) {
+) (admin.ClientInfo, error) {
 	r, err := d.registry(name)
 	if err != nil {
-		return admin.StoreClient{}, err
+		return admin.ClientInfo{}, err
 	}
 	if err := decision(r, ctx); err != nil {
-		return admin.StoreClient{}, err
+		return admin.ClientInfo{}, err
 	}
 	return d.client(ctx, name)
 }

@@ -145,7 +145,7 @@ func lookAtClient(_ context.Context, m *machine) finding {
 	return worst
 }
 
-func clientFinding(c admin.StoreClient) finding {
+func clientFinding(c admin.ClientInfo) finding {
 	switch {
 	case c.RefusedCalls > 0:
 		return warning(fmt.Sprintf("%s of another process were refused; the last was %s", count(int(c.RefusedCalls), "call"),

@@ -98,7 +98,7 @@ func newBench(t *testing.T) *bench {
 		Daemon: admin.Daemon{Version: "1.2.3", Root: b.at("root"), Address: b.at("thinsnap.sock"), PID: 10},
 		Pool: admin.Pool{Name: "thinsnap", State: admin.StateReadWrite,
 			Data: admin.Space{Level: admin.LevelOK, Available: 1 << 30}, Metadata: admin.Space{Level: admin.LevelOK}},
-		Client: admin.StoreClient{PID: 20, Proxy: "thinsnap", Program: "/usr/bin/containerd", Alive: true, Since: time.Now()},
+		Client: admin.ClientInfo{PID: 20, Proxy: "thinsnap", Program: "/usr/bin/containerd", Alive: true, Since: time.Now()},
 	}
 	b.states = []containerdState{b.containerd()}
 	for _, pid := range []int{10, 20} {

@@ -183,7 +183,7 @@ func failures() []failing {
 		{"client", func(b *bench) { b.info.Client.RefusedCalls, b.info.Client.LastRefused = 3, "process 9" }, Warning,
 			"3 calls of another process", "thinsnap info"},
 		{"client", func(b *bench) {
-			b.info.Clients = []admin.StoreClient{{Name: "k3s", Since: time.Now(), Alive: true, KeptSnapshots: 1}}
+			b.info.Clients = []admin.ClientInfo{{Name: "k3s", Since: time.Now(), Alive: true, KeptSnapshots: 1}}
 		},
 			Warning, "client k3s: 1 snapshot of an earlier client", "thinsnap client accept"},
 		{"client", func(b *bench) { b.info.Client.KeptSnapshots = 2 }, Warning, "2 snapshots of an earlier client", "thinsnap client accept"},
@@ -282,7 +282,7 @@ func TestOtherMachines(t *testing.T) {
 		{"unit-devices", func(b *bench) { b.onDisk(); b.unit["DeviceAllow"], b.unit["DevicePolicy"] = "", "auto" }, OK, "allows"},
 		{"socket-unit", func(b *bench) { b.socket["LoadState"] = "not-found" }, Skipped, "makes its socket itself"},
 		{"daemon", func(b *bench) { b.stopped() }, OK, "the first call of containerd starts it"},
-		{"client", func(b *bench) { b.info.Client = admin.StoreClient{} }, OK, "no containerd has called yet"},
+		{"client", func(b *bench) { b.info.Client = admin.ClientInfo{} }, OK, "no containerd has called yet"},
 		{"client", func(b *bench) { b.info.Client.Alive = false }, OK, "has ended"},
 		{"unpacking", func(b *bench) {
 			b.states[0].release = setup.Release{Major: 1, Minor: 6, Text: "1.6.20"}
