@@ -12,7 +12,8 @@ import (
 // WriteBeside writes the rows that two reports have in common, such as those of two kernels, as text: for each report
 // the floor, overlayfs, thinsnap, and their quotient. Quotients can be compared between machines.
 func (r *Report) WriteBeside(out io.Writer, other *Report) error {
-	shown := []string{Floor, Overlayfs, Thinsnap}
+	peers := []string{Overlayfs, OverlayProxy}
+	shown := []string{Floor, Overlayfs, OverlayProxy, Thinsnap}
 	for i, report := range []*Report{r, other} {
 		if _, err := fmt.Fprintf(out, "%d: %s\n", i+1, report.machine()); err != nil {
 			return err
@@ -29,7 +30,9 @@ func (r *Report) WriteBeside(out io.Writer, other *Report) error {
 		for _, column := range shown {
 			heading = append(heading, fmt.Sprintf("%d: %s", i+1, column))
 		}
-		heading = append(heading, fmt.Sprintf("%d: %s/%s", i+1, Thinsnap, Overlayfs))
+		for _, peer := range peers {
+			heading = append(heading, fmt.Sprintf("%d: %s/%s", i+1, Thinsnap, peer))
+		}
 	}
 	line(heading...)
 	previous := ""
@@ -54,7 +57,9 @@ func (r *Report) WriteBeside(out io.Writer, other *Report) error {
 				}
 				cells = append(cells, cell)
 			}
-			cells = append(cells, of.ratio([2]string{Thinsnap, Overlayfs}))
+			for _, peer := range peers {
+				cells = append(cells, of.ratio([2]string{Thinsnap, peer}))
+			}
 		}
 		line(cells...)
 	}

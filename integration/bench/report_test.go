@@ -33,6 +33,7 @@ func TestReport(t *testing.T) {
 	var r Report
 	r.Fact("kernel", "6.1")
 	r.Add("child", "Prepare", "ms", Overlayfs, 2)
+	r.Add("child", "Prepare", "ms", OverlayProxy, 1.5)
 	r.Add("child", "Prepare", "ms", Thinsnap, 2)
 	r.Add("child", "Prepare", "ms", Thinsnap, 4)
 	r.Add("child", "Prepare", "ms", Devmapper, 300).Mark = "*"
@@ -45,9 +46,9 @@ func TestReport(t *testing.T) {
 
 median ≤95th percentile ×samples
 
-case            unit  floor  overlayfs  native  thinsnap  devmapper  thinsnap/overlayfs  devmapper/thinsnap
-child  Prepare  ms           2                  3 ≤4 ×2   300*       1.50                100
-       Mounts   ms                      0                                                
+case            unit  floor  overlayfs  overlayfs-proxy  native  thinsnap  devmapper  thinsnap/overlayfs  thinsnap/overlayfs-proxy  devmapper/thinsnap
+child  Prepare  ms           2          1.50                     3 ≤4 ×2   300*       1.50                2                         100
+       Mounts   ms                                       0                                                                          
 
 - * of 20
 `, table.String())

@@ -76,7 +76,8 @@ type suite struct {
 	images     harnesstest.Images
 	containerd *harnesstest.Containerd
 	conn       *grpc.ClientConn
-	targets    []*target
+	all        []*target
+	targets    []*target     // those that take part in the case that runs
 	admin      *admin.Client // of thinsnap; nil if it has no part
 	floor      map[string][]float64
 
@@ -124,7 +125,12 @@ func newSuite(b *testing.B, names []string) *suite {
 		pids[Thinsnap] = daemon.PID()
 		p := daemon.Proxy()
 		p.Differ = "thinsnap-diff"
-		setup.Proxies = []harness.Proxy{p}
+		setup.Proxies = append(setup.Proxies, p)
+	}
+	if slices.Contains(names, OverlayProxy) {
+		p, pid := startOverlayProxy(t, s.dir("overlayfs-proxy"))
+		pids[OverlayProxy] = pid
+		setup.Proxies = append(setup.Proxies, p)
 	}
 	if slices.Contains(names, Devmapper) {
 		p := dmpool.NewWith(t, dmpool.Options{
@@ -137,7 +143,7 @@ func newSuite(b *testing.B, names []string) *suite {
 	s.conn = s.containerd.Connect(t)
 	s.ctx = namespaces.WithNamespace(context.WithoutCancel(b.Context()), s.containerd.Namespace)
 	for _, name := range names {
-		s.targets = append(s.targets, &target{
+		s.all = append(s.all, &target{
 			Snapshotter: proxy.NewSnapshotter(snapshotsapi.NewSnapshotsClient(s.conn), name),
 			name:        name,
 			slow:        name == Devmapper || name == Native,
@@ -222,9 +228,10 @@ func machine(cpuinfo string) string {
 	}
 }
 
-func (s *suite) begin(b *testing.B, group string) {
+func (s *suite) begin(b *testing.B, group string, proxied bool) {
 	b.Helper()
 	s.b, s.group = quiet{b}, group
+	s.targets = slices.DeleteFunc(slices.Clone(s.all), func(t *target) bool { return t.name == OverlayProxy && !proxied })
 	s.ctx = namespaces.WithNamespace(context.WithoutCancel(b.Context()), s.containerd.Namespace)
 	s.drain()
 }

@@ -8,14 +8,15 @@ import (
 	"github.com/thinsnap/thinsnap/integration/accounting"
 )
 
-// The processes whose costs are told apart, beside a snapshotter that is a process of its own, which has its own name.
+// The processes whose costs are counted separately.
 const (
 	client     = "client"
 	containerd = "containerd"
+	proxied    = "proxy" // a snapshotter that is a process of its own
 )
 
 // processes in the order of the table.
-func processes() []string { return []string{client, containerd, Thinsnap} }
+func processes() []string { return []string{client, containerd, proxied} }
 
 // AddUsage adds the average usage of one operation, and its duration.
 func (r *Report) AddUsage(group, column string, wall time.Duration, u accounting.Usage) {

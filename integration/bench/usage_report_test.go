@@ -27,12 +27,12 @@ func TestAddUsage(t *testing.T) {
 		Processes: map[string]accounting.Cost{
 			client:     {User: ms, Voluntary: 2},
 			containerd: {User: 2 * ms, System: ms, Programs: ms, Voluntary: 3, Involuntary: 1},
-			Thinsnap:   {User: 2 * ms, System: 2 * ms, Voluntary: 5, Involuntary: 5},
+			proxied:    {User: 2 * ms, System: 2 * ms, Voluntary: 5, Involuntary: 5},
 		},
 		Kernel: accounting.Cost{System: ms, Voluntary: 3, Involuntary: 1},
 		Busy:   12 * ms,
 	})
-	r.AddCalls("usage, View", Thinsnap, Thinsnap, 2, map[string]int{
+	r.AddCalls("usage, View", Thinsnap, proxied, 2, map[string]int{
 		"futex": 4, "clock_gettime": 6, "ioctl": 2, "fdatasync": 2, "fsync": 1, "openat": 3, "read": 4, "mmap": 1,
 	})
 	none := math.NaN()
@@ -45,22 +45,22 @@ func TestAddUsage(t *testing.T) {
 		"CPU of containerd, user":                         {2, 2},
 		"CPU of containerd, system":                       {1, 1},
 		"CPU of programs that containerd executed":        {none, 1},
-		"CPU of thinsnap, user":                           {none, 2},
-		"CPU of thinsnap, system":                         {none, 2},
+		"CPU of proxy, user":                              {none, 2},
+		"CPU of proxy, system":                            {none, 2},
 		"CPU of the kernel's threads":                     {1, 1},
 		"context switches":                                {10, 20},
 		"context switches of client, voluntary":           {2, 2},
 		"context switches of client, involuntary":         {0, 0},
 		"context switches of containerd, voluntary":       {3, 3},
 		"context switches of containerd, involuntary":     {1, 1},
-		"context switches of thinsnap, voluntary":         {none, 5},
-		"context switches of thinsnap, involuntary":       {none, 5},
+		"context switches of proxy, voluntary":            {none, 5},
+		"context switches of proxy, involuntary":          {none, 5},
 		"context switches of the kernel's threads":        {4, 4},
-		"system calls of thinsnap: work":                  {none, 3.5},
-		"system calls of thinsnap: ioctl":                 {none, 1},
-		"system calls of thinsnap: fdatasync and fsync":   {none, 1.5},
-		"system calls of thinsnap: memory":                {none, 0.5},
-		"system calls of thinsnap: " + goCalls:            {none, 5},
+		"system calls of proxy: work":                     {none, 3.5},
+		"system calls of proxy: ioctl":                    {none, 1},
+		"system calls of proxy: fdatasync and fsync":      {none, 1.5},
+		"system calls of proxy: memory":                   {none, 0.5},
+		"system calls of proxy: " + goCalls:               {none, 5},
 	}
 	require.Len(t, r.Rows, len(want))
 	for _, row := range r.Rows {
@@ -75,7 +75,7 @@ func TestAddUsage(t *testing.T) {
 		}
 	}
 	require.Len(t, r.Details, 8)
-	require.Equal(t, "system calls of thinsnap: clock_gettime", r.Details[0].Name)
+	require.Equal(t, "system calls of proxy: clock_gettime", r.Details[0].Name)
 	require.Equal(t, []float64{3}, r.Details[0].Columns[Thinsnap].Values)
 }
 
@@ -97,6 +97,7 @@ func TestBeside(t *testing.T) {
 		report.Add("child", "Prepare", "ms", Overlayfs, float64(2+i))
 		report.Add("child", "Prepare", "ms", Thinsnap, float64(4+i), float64(4+i))
 	}
+	other.Add("child", "Prepare", "ms", OverlayProxy, 2.5)
 	r.Add("prices", "a system call", "µs", Floor, 11)
 	other.Add("prices", "a system call", "µs", Floor, 1)
 	r.Add("child", "View", "ms", Thinsnap, 1)
@@ -107,8 +108,8 @@ func TestBeside(t *testing.T) {
 
 medians
 
-case                   unit  1: floor  1: overlayfs  1: thinsnap  1: thinsnap/overlayfs  2: floor  2: overlayfs  2: thinsnap  2: thinsnap/overlayfs
-child   Prepare        ms              2             4            2                                3             5            1.67
-prices  a system call  µs    11                                                          1                                    
+case                   unit  1: floor  1: overlayfs  1: overlayfs-proxy  1: thinsnap  1: thinsnap/overlayfs  1: thinsnap/overlayfs-proxy  2: floor  2: overlayfs  2: overlayfs-proxy  2: thinsnap  2: thinsnap/overlayfs  2: thinsnap/overlayfs-proxy
+child   Prepare        ms              2                                 4            2                                                             3             2.50                5            1.67                   2
+prices  a system call  µs    11                                                                                                           1                                                                               
 `, table.String())
 }
