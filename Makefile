@@ -279,7 +279,7 @@ bench: build ## Compare thinsnap with containerd's own snapshotters, in a VM if 
 	@echo "== benchmarks, in the $(if $(NATIVE),guest: NATIVE=$(NATIVE),$$($(cache)/bin/vmrun -where))"
 	@trap 'rm -f $(disk)' EXIT; cd integration/bench; \
 		THINSNAP_KERNEL_TESTS=1 $(cache)/bin/vmrun $(if $(NATIVE),-direct never -accel uml) \
-		-timeout 90m -memory 10240 -disk $(disk):60GiB -share $(CURDIR)/$(reports) \
+		-timeout 90m -memory 14336 -disk $(disk):60GiB -share $(CURDIR)/$(reports) \
 		$(bench).test -test.run '^$$' -test.bench . -test.benchtime 1x -test.timeout 85m \
 		-json $(bench)$(native).json -beside $(bench)$(if $(NATIVE),,-native).json -profiles $(bench)$(native)-profiles $(FLAGS)
 	@for profile in $(bench)$(native)-profiles/*; do \
