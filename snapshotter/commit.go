@@ -119,7 +119,12 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, opts []snaps
 
 // requireNoWritesLost fails for a volume that may have lost writes.
 func (s *Snapshotter) requireNoWritesLost(ctx context.Context, id thin.ID) error {
-	if _, err := s.detectLostWrites(ctx, watchStep/2); err != nil {
+	age := watchStep / 2
+	status, err := s.pool.RecentStatus(ctx, age)
+	if err == nil && !status.QueueIfNoSpace {
+		age = 0 // it may have failed the writes of the last unmount
+	}
+	if _, err := s.detectLostWrites(ctx, age); err != nil {
 		return err
 	}
 	if !s.volumes.hasWritesLost(id) {

@@ -2,6 +2,7 @@ package snapshotter_test
 
 import (
 	"context"
+	"fmt"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -129,6 +130,39 @@ func TestFullPoolThatIsSeenLate(t *testing.T) {
 					require.ErrorIs(t, err, errdefs.ErrDataLoss)
 				} else {
 					require.NoError(t, err)
+				}
+			})
+		})
+	}
+}
+
+// TestCommitRightAfterAPoolFailed: a pool with error_if_no_space fills up during the unmount before the
+// Commit, after the last check.
+func TestCommitRightAfterAPoolFailed(t *testing.T) {
+	for _, queues := range []bool{false, true} {
+		t.Run(fmt.Sprintf("queues writes: %v", queues), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				config := fakeConfig()
+				config.MinFreePercent, config.Spares = 0, 0
+				b := newBench(t, config)
+				b.pool.SetStatus(func(s *pool.Status) { s.QueueIfNoSpace = queues })
+				require.NoError(t, b.Close())
+				b.openStore(t)
+				p := &rememberingPool{Pool: b.pool}
+				var err error
+				b.Snapshotter, err = snapshotter.New(t.Context(), config, b.store, p, b.pool)
+				require.NoError(t, err)
+				b.prepare(t, "a", "")
+				time.Sleep(time.Minute)
+				_, err = p.Status(t.Context())
+				require.NoError(t, err)
+				b.pool.SetStatus(func(s *pool.Status) { s.Mode, s.Data.Used = thin.ModeOutOfDataSpace, s.Data.Total })
+				time.Sleep(watchStep / 10)
+				err = b.Commit(t.Context(), "done", "a")
+				if queues {
+					require.NoError(t, err)
+				} else {
+					require.ErrorIs(t, err, errdefs.ErrDataLoss)
 				}
 			})
 		})
