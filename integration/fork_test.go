@@ -102,7 +102,7 @@ func testRefusedForks(t *testing.T, b *bench, leases []string) {
 		{[]string{"warm", "alone"}, `snapshot "alone"`}, // no container has this name, but a snapshot has
 		{[]string{b.keyOf(t, before[warm].Parent), "new"}, "it is committed"},
 		{[]string{b.keyOf(t, "warm"), "box"}, "already exists"},
-		{[]string{"--namespace", "other", "warm", "new"}, `name space "other"`},
+		{[]string{"--namespace", "other", "warm", "new"}, `namespace "other"`},
 	} {
 		_, err := b.thinsnap.TryRun(b.Env(), append([]string{"fork"}, refused.args...)...)
 		require.ErrorContains(t, err, refused.want)

@@ -37,7 +37,7 @@ type ClientRecord struct {
 }
 
 // A Protection protects the snapshots of clients with numbers below Before. It does not protect a snapshot whose number
-// in containerd's key is at most Known[its name space].
+// in containerd's key is at most Known[its namespace].
 type Protection struct {
 	Before uint64
 	Known  map[string]uint64

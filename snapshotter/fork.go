@@ -21,7 +21,7 @@ import (
 const LabelFrom = "containerd.io/snapshot/thinsnap/from"
 
 // IssueFork returns a token for one fork of an active snapshot. The token is the value of LabelFrom in a
-// Prepare with the same parent and a key in the same name space, within ForkTokenLife. For a snapshot that
+// Prepare with the same parent and a key in the same namespace, within ForkTokenLife. For a snapshot that
 // cannot be forked, IssueFork returns errdefs.ErrFailedPrecondition.
 func (s *Snapshotter) IssueFork(ctx context.Context, key string) (token string, err error) {
 	rec, err := s.get(ctx, key)

@@ -74,7 +74,7 @@ func TestFork(t *testing.T) {
 	}
 }
 
-// TestForkToken: a token is for one fork, of its source, in its name space and with its parent, until a
+// TestForkToken: a token is for one fork, of its source, in its namespace and with its parent, until a
 // restart.
 func TestForkToken(t *testing.T) {
 	b := newBench(t, fakeConfig())

@@ -73,7 +73,7 @@ func (t *forkTokens) use(token, key, parent string) (forkGrant, error) {
 		reason = fmt.Sprintf("its token is unknown, was used, or is older than %v: get another one with `thinsnap fork --token`",
 			ForkTokenLife)
 	case namespaceOf(key) != namespaceOf(grant.key):
-		reason = "its token is for another name space"
+		reason = "its token is for another namespace"
 	case parent != grant.parent:
 		reason = fmt.Sprintf("the parent must be that of the source, %q, not %q", grant.parent, parent)
 	default:
@@ -90,10 +90,10 @@ func (t *forkTokens) giveBack(token string, grant forkGrant) {
 	t.grants[token] = grant
 }
 
-// containerdNamespace is a containerd name space in the key space of one client.
+// containerdNamespace is a containerd namespace in the key space of one client.
 type containerdNamespace struct{ space, name string }
 
-// namespaceOf returns the name space in a key of containerd's form, "NAMESPACE/NUMBER/NAME". Any other key
+// namespaceOf returns the namespace in a key of containerd's form, "NAMESPACE/NUMBER/NAME". Any other key
 // has the name "".
 func namespaceOf(stored string) containerdNamespace {
 	space, key := metadata.SplitKey(stored)

@@ -15,7 +15,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// mountNamespace is a copy of the mount name space that does not receive later mounts of the original,
+// mountNamespace is a copy of the mount namespace that does not receive later mounts of the original,
 // like that of a systemd service with PrivateMounts. nil is the original.
 type mountNamespace struct{ file *os.File }
 
@@ -41,7 +41,7 @@ func (n *mountNamespace) in(f func() error) error {
 		return f()
 	}
 	return onThread(func() error {
-		// A thread that shares its working directory cannot enter a mount name space.
+		// A thread that shares its working directory cannot enter a mount namespace.
 		if err := unix.Unshare(unix.CLONE_FS); err != nil {
 			return err
 		}
@@ -62,7 +62,7 @@ func onThread(f func() error) error {
 	return <-result
 }
 
-// Mounts' results can be mounted in any order, in this and in another mount name space, beside other
+// Mounts' results can be mounted in any order, in this and in another mount namespace, beside other
 // mounts, read-only and writable. A mount shows the content, or fails.
 func TestMountsInAnyOrder(t *testing.T) {
 	firsts := map[string]func(t *testing.T, h *host, key, dir string){
@@ -83,7 +83,7 @@ func TestMountsInAnyOrder(t *testing.T) {
 				for _, asked := range []string{"before", "after"} {
 					for _, second := range []string{"rw", "ro"} {
 						for _, space := range []string{"the same", "older", "newer"} {
-							t.Run(fmt.Sprintf("%s,asked %s it,then %s in %s name space", first, asked, second, space), func(t *testing.T) {
+							t.Run(fmt.Sprintf("%s,asked %s it,then %s in %s namespace", first, asked, second, space), func(t *testing.T) {
 								key := t.Name()
 								mounts, err := h.Prepare(ctx, key, "")
 								require.NoError(t, err)

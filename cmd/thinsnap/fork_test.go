@@ -73,8 +73,8 @@ func TestForkOfContainerIsRefused(t *testing.T) {
 		prepared  int
 		collected bool
 	}{
-		{name: "no container", args: []string{"none", "new"}, want: `find container "none" in containerd's name space "default": no such container; --namespace names another namespace`},
-		{name: "another name space", args: []string{"--namespace", "empty", "box", "new"}, want: `name space "empty"`},
+		{name: "no container", args: []string{"none", "new"}, want: `find container "none" in containerd's namespace "default": no such container; --namespace names another namespace`},
+		{name: "another namespace", args: []string{"--namespace", "empty", "box", "new"}, want: `namespace "empty"`},
 		{name: "no snapshot", args: []string{"rootfs", "new"}, want: `container "rootfs" has no snapshot`},
 		{name: "another snapshotter", args: []string{"theirs", "new"}, want: `does not have the snapshot "theirs" of container "theirs" (snapshotter "overlayfs")`},
 		{name: "another client", args: []string{"--namespace", "moby", "box", "new"}, want: "does not have the snapshot"},

@@ -53,11 +53,11 @@ func identify(ctx context.Context, p Process, proxy string, to report) (err erro
 	}
 	all, err := namespacesapi.NewNamespacesClient(conn).List(ctx, &namespacesapi.ListNamespacesRequest{})
 	if err != nil {
-		return fmt.Errorf("ask %v for its name spaces: %w", p, err)
+		return fmt.Errorf("ask %v for its namespaces: %w", p, err)
 	}
 	for _, namespace := range all.GetNamespaces() {
 		if err := list(namespaces.WithNamespace(ctx, namespace.GetName()), conn, proxy); err != nil {
-			return fmt.Errorf("ask %v for its snapshots in name space %s: %w", p, namespace.GetName(), err)
+			return fmt.Errorf("ask %v for its snapshots in namespace %s: %w", p, namespace.GetName(), err)
 		}
 	}
 	return nil
@@ -157,7 +157,7 @@ func dial(ctx context.Context, address string, p Process) (net.Conn, error) {
 
 // addressesOf returns the addresses of the sockets of a process with a word in their path. It
 // returns each path in the process's root and in thinsnap's. With fewer capabilities thinsnap
-// cannot read the former (proc(5)), and is then in the same mount name space.
+// cannot read the former (proc(5)), and is then in the same mount namespace.
 func addressesOf(p Process, word string) ([]string, error) {
 	paths, err := socketPaths(p.PID, word)
 	var addresses []string
@@ -169,7 +169,7 @@ func addressesOf(p Process, word string) ([]string, error) {
 	return addresses, err
 }
 
-// socketPaths returns the sockets in the network name space of a process that have a listener and a
+// socketPaths returns the sockets in the network namespace of a process that have a listener and a
 // word, such as "containerd", in their path. A connection to any other socket could start a
 // service.
 func socketPaths(pid int, word string) ([]string, error) {

@@ -27,7 +27,7 @@ func (introspection) Server(context.Context, *emptypb.Empty) (*introspectionapi.
 	return &introspectionapi.ServerResponse{UUID: "one"}, nil
 }
 
-// noNamespaces serves a containerd without name spaces.
+// noNamespaces serves a containerd without namespaces.
 type noNamespaces struct {
 	namespacesapi.UnimplementedNamespacesServer
 }

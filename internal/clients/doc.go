@@ -4,6 +4,6 @@
 // containerd's collector removes each snapshot that its own database lacks. So a second containerd
 // is refused while the first lives. The next containerd may remove an earlier one's snapshots only
 // if its database is not older than these. containerd's keys show that: they are
-// "NAMESPACE/NUMBER/NAME", and the numbers of a name space rise. See [Registry], and "Clients" in
+// "NAMESPACE/NUMBER/NAME", and the numbers of a namespace rise. See [Registry], and "Clients" in
 // docs/design.md.
 package clients

@@ -190,7 +190,7 @@ func (r *Registry) showNew(ctx context.Context, given, has string) error {
 }
 
 // gaveBefore reports whether an earlier client was given the number of a key. A number up to one that this client's
-// database had before does not count: its name space was removed and created again.
+// database had before does not count: its namespace was removed and created again.
 func (r *Registry) gaveBefore(key string) bool {
 	namespace, number, _, ok := SplitKey(key)
 	return ok && number <= r.earlier[namespace] && number > r.had[namespace]

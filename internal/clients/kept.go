@@ -49,7 +49,7 @@ func (r *Registry) findEarlier(ctx context.Context) error {
 func (r *Registry) keepIfOlder(ctx context.Context, given string) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	// Snapshots with such numbers may have been removed with their name space.
+	// Snapshots with such numbers may have been removed with their namespace.
 	if err := r.findEarlier(ctx); err != nil || !r.gaveBefore(given) {
 		return err
 	}

@@ -16,7 +16,7 @@ import (
 type database struct {
 	bench *bench
 	keys  []string
-	last  map[string]int // last number given in a name space
+	last  map[string]int // last number given in a namespace
 }
 
 func newDatabase(b *bench) *database {
@@ -38,7 +38,7 @@ func (d *database) prepare(t *testing.T, c *containerd, namespace string) string
 	return key
 }
 
-// drop removes a name space, and returns its keys.
+// drop removes a namespace, and returns its keys.
 func (d *database) drop(namespace string) []string {
 	var gone, rest []string
 	for _, key := range d.keys {
@@ -101,12 +101,12 @@ func TestKilledInCommit(t *testing.T) {
 	}
 }
 
-// A name space that is created again begins with number 1.
+// A namespace that is created again begins with number 1.
 func TestNamespaceMadeAgain(t *testing.T) {
 	for _, test := range []struct {
 		name          string
-		left          int  // snapshots not yet collected when the name space is created again
-		beforeRestart bool // the name space is created again before the restart
+		left          int  // snapshots not yet collected when the namespace is created again
+		beforeRestart bool // the namespace is created again before the restart
 		kept          int
 	}{
 		{"collected", 0, false, 0},

@@ -10,7 +10,7 @@ import (
 )
 
 // SplitKey splits a key of containerd's metadata store, "NAMESPACE/NUMBER/NAME". The numbers of a
-// name space rise, and none is given twice (core/metadata/snapshot.go, createKey). For any other
+// namespace rise, and none is given twice (core/metadata/snapshot.go, createKey). For any other
 // key it returns false.
 func SplitKey(key string) (namespace string, number uint64, name string, ok bool) {
 	namespace, rest, found := strings.Cut(key, "/")
@@ -22,10 +22,10 @@ func SplitKey(key string) (namespace string, number uint64, name string, ok bool
 	return namespace, number, name, err == nil
 }
 
-// numbers maps name spaces to numbers.
+// numbers maps namespaces to numbers.
 type numbers map[string]uint64
 
-// raise sets the number of a key's name space to the key's, if that is higher.
+// raise sets the number of a key's namespace to the key's, if that is higher.
 func (n numbers) raise(key string) {
 	if namespace, number, _, ok := SplitKey(key); ok {
 		n[namespace] = max(n[namespace], number)

@@ -85,7 +85,7 @@ func TestSocketPathOfAnotherProcess(t *testing.T) {
 	require.ErrorContains(t, err, fmt.Sprintf("process %d (%s) listens on", cmd.Process.Pid, os.Args[0]))
 }
 
-// oneNamespace serves a containerd with one name space.
+// oneNamespace serves a containerd with one namespace.
 type oneNamespace struct {
 	namespacesapi.UnimplementedNamespacesServer
 }

@@ -15,7 +15,7 @@ import (
 
 // A Process identifies a process on this machine.
 type Process struct {
-	PID       int    // 0 if thinsnap's PID name space does not show the process
+	PID       int    // 0 if thinsnap's PID namespace does not show the process
 	StartTime uint64 // in clock ticks since boot (proc_pid_stat(5), field 22)
 	BootID    string
 	Program   string // path, or first argument if the path cannot be read; may be empty

@@ -29,7 +29,7 @@ type Registry struct {
 	loaded bool // client is as stored, or empty if the store has none
 	client metadata.ClientRecord
 	handle *handle
-	// For each name space: shown has the highest number that the client has used. earlier has the highest number of the
+	// For each namespace: shown has the highest number that the client has used. earlier has the highest number of the
 	// snapshots of earlier clients that are not kept.
 	shown, earlier numbers
 	// had has the highest used number that is not above earlier: the client's database had it before.
@@ -62,7 +62,7 @@ func (r *Registry) Admit(ctx context.Context, call Call) error {
 		r.logUnseen.Do(func() {
 			r.log(ctx).Warn("the client's process cannot be seen: a second client is not refused, and a containerd whose data " +
 				"was wiped or is older removes the snapshots that it does not know; " +
-				"run thinsnap in the host's PID name space (hostPID)")
+				"run thinsnap in the host's PID namespace (hostPID)")
 		})
 	}
 	known := !r.client.Since.IsZero()

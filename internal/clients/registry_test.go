@@ -369,7 +369,7 @@ func TestOtherInstallation(t *testing.T) {
 	require.EqualValues(t, 3, asked.Load())
 }
 
-// Outside the host's PID name space only the proxy name distinguishes clients. A containerd whose
+// Outside the host's PID namespace only the proxy name distinguishes clients. A containerd whose
 // data was wiped counts as the one before it, so its collector is not stopped.
 func TestUnseenProcess(t *testing.T) {
 	b := newBench(t)

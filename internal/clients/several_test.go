@@ -59,7 +59,7 @@ func TestOneOfSeveral(t *testing.T) {
 		"second process": TestSecondProcessIsRefused, "renamed": TestRenamedProxyIsRefused, "restarted": TestRestartedContainerd,
 		"restored": TestRestoredContainerd, "wiped": TestWipedContainerd, "other installation": TestOtherInstallation,
 		"unseen": TestUnseenProcess, "tells what it knows": TestRestoredContainerdTellsWhatItKnows,
-		"killed in Commit": TestKilledInCommit, "name space made again": TestNamespaceMadeAgain, "restored twice": TestRestoredTwice,
+		"killed in Commit": TestKilledInCommit, "namespace made again": TestNamespaceMadeAgain, "restored twice": TestRestoredTwice,
 		"known": TestKnownIsNotKept, "out of order": TestGivenOutOfOrder, "list that takes long": TestListThatTakesLong,
 		"slow": TestSlowContainerd, "first call is cancelled": TestFirstCallIsCancelled,
 	} {

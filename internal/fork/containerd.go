@@ -59,7 +59,7 @@ func (c *Containerd) Close() error { return c.conn.Close() }
 type Container struct {
 	ID, Namespace string
 	Snapshotter   string // containerd's name of it
-	SnapshotKey   string // without name space and number, as in containerd
+	SnapshotKey   string // without namespace and number, as in containerd
 	record        *containersapi.Container
 }
 
@@ -67,7 +67,7 @@ type Container struct {
 func (c *Containerd) Container(ctx context.Context, namespace, id string) (Container, error) {
 	found, err := c.containers.Get(namespaces.WithNamespace(ctx, namespace), &containersapi.GetContainerRequest{ID: id})
 	if err = errgrpc.ToNative(err); err != nil {
-		return Container{}, fmt.Errorf("find container %q in containerd's name space %q: %w", id, namespace, err)
+		return Container{}, fmt.Errorf("find container %q in containerd's namespace %q: %w", id, namespace, err)
 	}
 	record := found.GetContainer()
 	source := Container{

@@ -31,18 +31,18 @@ func Of(
 ) (map[string]Owner, error) {
 	answer, err := namespacesapi.NewNamespacesClient(conn).List(ctx, &namespacesapi.ListNamespacesRequest{})
 	if err != nil {
-		return nil, fmt.Errorf("ask containerd for its name spaces: %w", err)
+		return nil, fmt.Errorf("ask containerd for its namespaces: %w", err)
 	}
 	spaces := make(map[string]namespace)
 	for _, n := range answer.GetNamespaces() {
 		ctx := namespaces.WithNamespace(ctx, n.GetName())
 		images, err := askImages(ctx, conn, snapshotter)
 		if err != nil {
-			return nil, fmt.Errorf("ask containerd for the images in name space %s: %w", n.GetName(), err)
+			return nil, fmt.Errorf("ask containerd for the images in namespace %s: %w", n.GetName(), err)
 		}
 		containers, err := askContainers(ctx, conn, snapshotter)
 		if err != nil {
-			return nil, fmt.Errorf("ask containerd for the containers in name space %s: %w", n.GetName(), err)
+			return nil, fmt.Errorf("ask containerd for the containers in namespace %s: %w", n.GetName(), err)
 		}
 		spaces[n.GetName()] = namespace{images, containers}
 	}

@@ -12,7 +12,7 @@ import (
 
 // Owner is the image or container of a snapshot.
 type Owner struct {
-	// Namespace is containerd's name space.
+	// Namespace is containerd's namespace.
 	Namespace string
 	// Images are the names of the images that have the snapshot as a layer, sorted. Digests count as names only for an
 	// image without another.
@@ -27,7 +27,7 @@ type Container struct {
 	Name         string // in nerdctl or Kubernetes
 	Image        string
 	Pod          string // name of its pod
-	PodNamespace string // Kubernetes' name space of the pod
+	PodNamespace string // Kubernetes' namespace of the pod
 	Sandbox      bool   // it is the pod's sandbox
 }
 
@@ -40,7 +40,7 @@ type image struct {
 	tops         []string
 }
 
-// namespace has the contents of one of containerd's name spaces. Containers are keyed by the names of their snapshots.
+// namespace has the contents of one of containerd's namespaces. Containers are keyed by the names of their snapshots.
 type namespace struct {
 	images     []image
 	containers map[string]Container
@@ -80,7 +80,7 @@ func assign(spaces map[string]namespace, all []Snapshot) map[string]Owner {
 	return owners
 }
 
-// currentKeys returns the keys of snapshots, by name space and name. Of several with one name it returns that with the
+// currentKeys returns the keys of snapshots, by namespace and name. Of several with one name it returns that with the
 // highest number: the others wait for containerd's garbage collector.
 func currentKeys(all []Snapshot) map[string]map[string]string {
 	type numbered struct {

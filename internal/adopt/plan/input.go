@@ -73,5 +73,5 @@ type mappedDevice struct {
 	name, uuid string
 	shows      uint32
 	openCount  int
-	mounts     []string // its mount points, in all mount name spaces
+	mounts     []string // its mount points, in all mount namespaces
 }
