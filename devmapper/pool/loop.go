@@ -147,7 +147,7 @@ func (b *loopBackend) checkFileSystems(p *Pool) error {
 		f.Close()
 	}
 	if b.Sparse && p.data.noSpaceReason == "" {
-		p.data.noSpaceReason = "an earlier version of thinsnap made its data file, and did not allocate it"
+		p.data.noSpaceReason = "a version before 0.1.0 made its data file, and did not allocate it"
 	}
 	return nil
 }
@@ -168,7 +168,8 @@ func checkFile(number, file string) error {
 	if strings.HasSuffix(info.BackingFile, deletedSuffix) {
 		return fmt.Errorf("loop device %s is on %s, not on %s: the root was moved to another file system, or its files were "+
 			"replaced, while the pool was in the kernel: the pool's later writes are only in %s "+
-			"(see \"Moving a root\" in docs/operations.md): %w", number, info.BackingFile, file, info.Path, ErrWrongPool)
+			"(see \"A root moved with its pool in the kernel\" in docs/operations.md): %w",
+			number, info.BackingFile, file, info.Path, ErrWrongPool)
 	}
 	return fmt.Errorf("loop device %s is on %s, not on %s: this root is a copy, and the pool of the original is in the "+
 		"kernel: remove it from there with `thinsnap pool check` on the original's root: %w",

@@ -59,11 +59,11 @@ func sections() []section {
 					"write to a shared block; large blocks need less metadata. Ignored in mode \"existing\"."},
 			{"pool.min_free_space", "0% to 99%",
 				"New snapshots are refused while less than this share of the data or metadata space is free, to keep space for " +
-					"running containers. Holes that discards left in the pool's files count only up to the free space of their " +
-					"disk. 0%: refused only when the pool is full."},
+					"running containers. Free space in the pool's files counts only as far as their disk has room for it. 0%: " +
+					"refused only when the pool is full."},
 			{"pool.autoextend_threshold", "1% to 100%",
 				"The used share of the data or metadata space at which the pool is extended online. 100%: never. In mode " +
-					"\"existing\" thinsnap only warns: the pool's owner extends it."},
+					"\"existing\" thinsnap only warns: extend the pool with the program that made it."},
 			{"pool.autoextend_percent", "1% to 100%",
 				"The size of an extension, as a share of the present size of the data or metadata."},
 			{"pool.spares_max", fmt.Sprintf("a number from 0 to %d", maxSpares),
