@@ -149,8 +149,8 @@ func (c *Control) Remove(name string, o RemoveOptions) (deferred bool, err error
 }
 
 // Message sends a message to the target that maps a sector of a device (0 for devices with one
-// target). It returns the answer, which is "" for most messages. An answer of more than 700 bytes
-// is EMSGSIZE, because a message is never sent twice.
+// target). It returns the answer, which is "" for most messages. It returns EMSGSIZE if the answer
+// has more than 700 bytes, because a message is never sent twice.
 func (c *Control) Message(name string, sector uint64, msg string) (string, error) {
 	if hasNUL(msg) {
 		return "", newError(opMessage, name, unix.EINVAL)

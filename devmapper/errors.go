@@ -28,7 +28,7 @@ var (
 type Error struct {
 	Op     string     // the command: "create", "load", ...
 	Device string     // name or uuid of the device; "" if none
-	Errno  unix.Errno // from the kernel, or from a check of the request before it is sent
+	Errno  unix.Errno // from the kernel or this package
 	kind   error      // the sentinel, or nil
 }
 

@@ -162,7 +162,7 @@ func withSecondMount(dev, typ string, options []string, f func(root *os.File) er
 	return withDetached(dev, typ, false, security, f)
 }
 
-// withDetached calls f with the root directory of a detached mount, which it then ends.
+// withDetached calls f with the root directory of a detached mount, and then unmounts it.
 func withDetached(dev, typ string, readOnly bool, security []string, f func(root *os.File) error) error {
 	if err := requireMountable(dev); err != nil {
 		return err

@@ -79,8 +79,8 @@ func Read(r io.ReaderAt) (Superblock, error) {
 	return parse(block[:n])
 }
 
-// parse parses the superblock of either file system. It does not trust the fields: impossible
-// values are ErrNotRecognised.
+// parse parses the superblock of either file system. It does not trust the fields: for
+// impossible values it returns ErrNotRecognised.
 func parse(block []byte) (Superblock, error) {
 	if len(block) < superblockBytes {
 		return Superblock{}, ErrNotRecognised

@@ -1,6 +1,6 @@
 // Package inactive reads the content of an inactive volume: it looks up each block in the metadata
-// that the pool committed last, and reads the pool's data device. The volume must not be activated
-// for writing or deleted meanwhile.
+// that the pool committed last, and reads the pool's data device. The volume must not be written to
+// or deleted meanwhile.
 package inactive
 
 import (

@@ -112,7 +112,7 @@ const (
 )
 
 // Volumes returns the ids from first to last that have a volume in the pool, and whether each
-// volume has a tree of mappings. One without must not be deleted ([thinmeta.Metadata.Whole]). It
+// volume has a mapping tree. One without must not be deleted ([thinmeta.Metadata.Whole]). It
 // reads the last commit. Its time grows with the number of volumes in the range, not in the pool.
 func (p *Pool) Volumes(ctx context.Context, first, last thin.ID) (map[thin.ID]bool, error) {
 	byID := make(map[thin.ID]bool)

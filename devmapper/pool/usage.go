@@ -21,7 +21,7 @@ type Usage struct {
 	Own uint64
 }
 
-// Usage returns the usage of a volume relative to its origin. Without one, which 0 means, Own is
+// Usage returns the usage of a volume relative to its origin. With the origin 0, for none, Own is
 // Mapped. The origin must not be written to meanwhile; the volume may be. It returns
 // thin.ErrNoDevice unless the pool has both.
 //

@@ -14,7 +14,7 @@ func (m *Metadata) MappedBlocks(ctx context.Context) (uint64, error) {
 	nodes, data := make(bitmap), make(bitmap)
 	for root, err := range m.volumes().entries(ctx, 0, math.MaxUint64) {
 		if err != nil {
-			return 0, fmt.Errorf("read the trees of mappings in the metadata: %w", err)
+			return 0, fmt.Errorf("read the mapping trees in the metadata: %w", err)
 		}
 		t := tree{r: m.r, root: binary.LittleEndian.Uint64(root.value), valueBytes: blockTimeBytes, skip: nodes.set}
 		for e, err := range t.entries(ctx, 0, math.MaxUint64) {

@@ -10,7 +10,7 @@ import (
 	"math"
 )
 
-// Tree is the tree of a volume's mappings. The zero Tree has no mappings.
+// Tree is the mapping tree of a volume. The zero Tree has no mappings.
 //
 // While the volume exists and is not written to, no commit of the pool writes to the blocks of its
 // tree. A change of another volume copies the blocks that both share (dm_tm_shadow_block in
@@ -20,7 +20,7 @@ type Tree struct {
 	root uint64
 }
 
-// Tree returns the tree of a volume's mappings, or [ErrNoDevice] if there is no such volume.
+// Tree returns the mapping tree of a volume, or [ErrNoDevice] if there is no such volume.
 func (m *Metadata) Tree(ctx context.Context, id uint32) (Tree, error) {
 	_, t, err := m.device(ctx, id)
 	if err != nil {
@@ -53,7 +53,7 @@ func Delta(ctx context.Context, left, right Tree) iter.Seq2[Run, error] {
 		d := newDelta(ctx, left, right, 0)
 		err := d.walk(0, func(r Run) bool { return yield(r, nil) })
 		if err != nil {
-			yield(Run{}, fmt.Errorf("compare two trees of mappings: %w", err))
+			yield(Run{}, fmt.Errorf("compare two mapping trees: %w", err))
 		}
 	}
 }
@@ -73,7 +73,7 @@ func Changed(
 		return true
 	})
 	if err != nil {
-		return 0, 0, false, fmt.Errorf("compare two trees of mappings: %w", err)
+		return 0, 0, false, fmt.Errorf("compare two mapping trees: %w", err)
 	}
 	next, more = d.position()
 	return count, next, more, nil

@@ -33,7 +33,7 @@ func Descend(ctx context.Context, origin, volume Tree) (Descent, error) {
 		found.Newest, found.Oldest = max(found.Newest, m.Time), min(found.Oldest, m.Time)
 	}
 	if err := d.walk(0, func(Run) bool { return true }); err != nil {
-		return Descent{}, fmt.Errorf("compare two trees of mappings: %w", err)
+		return Descent{}, fmt.Errorf("compare two mapping trees: %w", err)
 	}
 	found.Shared = d.shared
 	return found, nil

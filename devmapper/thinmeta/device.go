@@ -60,7 +60,7 @@ func (m *Metadata) Whole(ctx context.Context, first, last uint32) (map[uint32]bo
 	}
 	for e, err := range m.volumes().entries(ctx, uint64(first), uint64(last)) {
 		if err != nil {
-			return nil, fmt.Errorf("read the trees of mappings in the metadata: %w", err)
+			return nil, fmt.Errorf("read the mapping trees in the metadata: %w", err)
 		}
 		if _, ok := hasTree[uint32(e.key)]; ok {
 			hasTree[uint32(e.key)] = true
@@ -69,7 +69,7 @@ func (m *Metadata) Whole(ctx context.Context, first, last uint32) (map[uint32]bo
 	return hasTree, nil
 }
 
-// Twins returns the other volumes with the same tree of mappings as a volume: its snapshots, its
+// Twins returns the other volumes with the same mapping tree as a volume: its snapshots, its
 // origin and the origin's other snapshots, as long as no block has changed. A volume that was not
 // created as a snapshot has a tree of its own. It returns [ErrNoDevice] if there is no such volume.
 func (m *Metadata) Twins(ctx context.Context, id uint32) ([]uint32, error) {
@@ -80,7 +80,7 @@ func (m *Metadata) Twins(ctx context.Context, id uint32) ([]uint32, error) {
 	var twins []uint32
 	for e, err := range m.volumes().entries(ctx, 0, math.MaxUint32) {
 		if err != nil {
-			return nil, fmt.Errorf("read the trees of mappings in the metadata: %w", err)
+			return nil, fmt.Errorf("read the mapping trees in the metadata: %w", err)
 		}
 		if binary.LittleEndian.Uint64(e.value) == t.root && uint32(e.key) != id {
 			twins = append(twins, uint32(e.key))
@@ -104,7 +104,7 @@ func (m *Metadata) device(ctx context.Context, id uint32) (Device, tree, error) 
 	case details.value == nil:
 		return Device{}, tree{}, fmt.Errorf("block %d: %w: mappings of a nonexistent volume", root.block, ErrDamaged)
 	case root.value == nil:
-		return Device{}, tree{}, fmt.Errorf("block %d: %w: a volume without a tree of mappings", details.block, ErrDamaged)
+		return Device{}, tree{}, fmt.Errorf("block %d: %w: a volume without a mapping tree", details.block, ErrDamaged)
 	}
 	d, err := decodeDevice(details)
 	if err != nil {
@@ -142,7 +142,7 @@ func (m *Metadata) Near(ctx context.Context, id uint32) (map[uint32]Volume, erro
 	}
 	roots, err := m.volumes().leaf(ctx, uint64(id))
 	if err != nil {
-		return nil, fmt.Errorf("read the trees of mappings in the metadata: %w", err)
+		return nil, fmt.Errorf("read the mapping trees in the metadata: %w", err)
 	}
 	near := make(map[uint32]Volume)
 	for key, value := range details {

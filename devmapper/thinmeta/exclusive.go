@@ -15,7 +15,7 @@ var ErrNoCounts = errors.New("the pool has a metadata snapshot")
 
 // Exclusive returns the number of a volume's blocks, from block first on, that no other volume
 // maps: those that the pool gets back when the volume is deleted. Volumes of besides count as
-// deleted if they have the volume's tree of mappings, as its snapshots have before the first write
+// deleted if they have the volume's mapping tree, as its snapshots have before the first write
 // to either. It returns [ErrNoDevice] if there is no such volume, and ErrNoCounts while the pool
 // has a metadata snapshot.
 //

@@ -44,7 +44,7 @@ func (t Tree) tree() tree { return tree{r: t.r, root: t.root, valueBytes: blockT
 
 func wrap(err error) error {
 	if err != nil {
-		err = fmt.Errorf("read a tree of mappings: %w", err)
+		err = fmt.Errorf("read a mapping tree: %w", err)
 	}
 	return err
 }

@@ -51,7 +51,7 @@ func (m *Metadata) Current() (bool, error) {
 	return s == m.superblock, nil
 }
 
-// Superblock returns the superblock.
+// Superblock returns the superblock that the metadata was opened with.
 func (m *Metadata) Superblock() Superblock { return m.superblock }
 
 func (m *Metadata) details() tree {

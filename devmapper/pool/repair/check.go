@@ -32,7 +32,7 @@ type Report struct {
 	NeedsCheck bool
 	// Volumes is the number of readable volumes.
 	Volumes int
-	// Treeless are the volumes without a tree of mappings, in order ([thinmeta.Metadata.Whole]). They
+	// Treeless are the volumes without a mapping tree, in order ([thinmeta.Metadata.Whole]). They
 	// have no data, and thin_check 0.9 does not report them.
 	Treeless []uint32
 	// Lost is the number of data blocks that count as used although no volume maps them. Failed

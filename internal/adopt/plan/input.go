@@ -47,7 +47,7 @@ type poolInput struct {
 // A volume describes the volume of a device by the pool's committed metadata.
 type volume struct {
 	exists  bool // in the pool
-	whole   bool // its tree of mappings exists
+	whole   bool // its mapping tree exists
 	mapped  uint64
 	end     uint64 // the block after its last mapped one
 	created uint32
