@@ -151,7 +151,7 @@ func TestHostileTrees(t *testing.T) {
 			}
 		}, "block 19: metadata is damaged: it is at a depth of more than 16 levels"},
 		"an id too large": {func(m image) { m.details(1, 7, 1<<32) }, "block 1: metadata is damaged: a volume with id 4294967296"},
-		"no tree":         {func(m image) { m.node(2, 2, pair{8, 3}) }, "block 1: metadata is damaged: a volume without a tree"},
+		"no tree":         {func(m image) { m.node(2, 2, pair{8, 3}) }, "block 1: metadata is damaged: a volume without a mapping tree"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			image := newImage(32)
