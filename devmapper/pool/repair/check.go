@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -45,6 +46,18 @@ func (r Report) Damaged() bool { return len(r.Complaints) > 0 }
 
 // Good reports whether the metadata needs no repair.
 func (r Report) Good() bool { return !r.Damaged() && !r.NeedsCheck && r.Lost == 0 }
+
+// problems returns the reasons for a repair, in words.
+func (r Report) problems() string {
+	problems := slices.Clone(r.Complaints)
+	if r.NeedsCheck {
+		problems = append(problems, "it is marked needs_check")
+	}
+	if r.Lost > 0 {
+		problems = append(problems, fmt.Sprintf("%d lost blocks", r.Lost))
+	}
+	return strings.Join(problems, ", ")
+}
 
 // Check runs thin_check on the metadata in a file or on a block device that is not in use, and
 // reads it. It changes nothing. Damage is in the report; an error means that the check failed.

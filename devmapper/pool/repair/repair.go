@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"github.com/containerd/log"
 
@@ -104,8 +103,7 @@ func (m Metadata) verify(ctx context.Context, made string, o *Outcome) (after co
 	}
 	o.Report.Path = m.File
 	if !o.Report.Good() {
-		return after, fmt.Errorf("thin_check rejects the repaired metadata: %s: %w", strings.Join(o.Report.Complaints, ", "),
-			ErrNotSaved)
+		return after, fmt.Errorf("the repaired metadata needs a repair itself: %s: %w", o.Report.problems(), ErrNotSaved)
 	}
 	file, err := blockdev.OpenDirect(made)
 	if err != nil {
