@@ -42,7 +42,7 @@ func (t *Tx) Commit(name, key string, change CommitChange) (Snapshot, error) {
 	if active.Kind != snapshots.KindActive {
 		return Snapshot{}, fmt.Errorf("snapshot %q is not active: %w", key, errdefs.ErrFailedPrecondition)
 	}
-	if t.hasWritesLost(active) {
+	if t.HasWritesLost(active) {
 		return Snapshot{}, fmt.Errorf("snapshot %q: %w", key, ErrWritesLost)
 	}
 	var parent Snapshot

@@ -26,8 +26,8 @@
 //
 // The bucket v1 holds these buckets. Integers in keys are big-endian. Records begin with a version byte.
 //
-//	meta       format, schema, pool, counters, first, next, client, told, and "kept " + device u32;
-//	           counters, client and told of each further key space
+//	meta       format, schema, pool, counters, first, next, client, told, "kept " + device u32, and
+//	           "writes lost " + device u32 -> key; counters, client and told of each further key space
 //	snapshots  key                                  -> snapshot
 //	children   device u32, 'c', device of child u32 -> (empty): a volume that is a snapshot of the volume
 //	           device u32, 'v', key of child        -> (empty): a View that shows it

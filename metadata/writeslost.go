@@ -31,7 +31,8 @@ func (t *Tx) MarkWritesLost(device uint32) (owned bool, err error) {
 	return true, t.put(t.buckets.meta, writesLostKey(device), []byte(o.Key))
 }
 
-// WritesLost returns the volumes of active snapshots that may have lost writes, lowest id first.
+// WritesLost returns the volumes of active snapshots that may have lost writes, lowest id first. Its cost grows
+// with their number, not with the store's size.
 func (t *Tx) WritesLost() ([]uint32, error) {
 	var all []uint32
 	err := t.eachWritesLost(func(_ []byte, device uint32, key string) error {
@@ -61,14 +62,16 @@ func (t *Tx) eachWritesLost(fn func(k []byte, device uint32, key string) error) 
 
 // ownsActive reports whether an active snapshot with this key owns the device id.
 func (t *Tx) ownsActive(device uint32, key string) bool {
-	s, err := t.Get(key)
+	d := newDecoder(t.buckets.snapshots.Get([]byte(key)))
+	d.noLabels = true // a scrape of the metrics reads each marked snapshot
+	s, err := d.snapshot(key)
 	return err == nil && s.Kind == snapshots.KindActive && s.VolumeID == device
 }
 
-// hasWritesLost reports whether an active snapshot is marked.
-func (t *Tx) hasWritesLost(active Snapshot) bool {
-	v := t.buckets.meta.Get(writesLostKey(active.VolumeID))
-	return v != nil && string(v) == active.Key
+// HasWritesLost reports whether a snapshot is active and may have lost writes.
+func (t *Tx) HasWritesLost(s Snapshot) bool {
+	v := t.buckets.meta.Get(writesLostKey(s.VolumeID))
+	return s.Kind == snapshots.KindActive && v != nil && string(v) == s.Key
 }
 
 // clearWritesLost ends the mark of a volume, if it has one.

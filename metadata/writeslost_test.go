@@ -18,6 +18,14 @@ func TestWritesLost(t *testing.T) {
 			var err error
 			ids, err = tx.WritesLost()
 			require.NoError(t, err)
+			var single []uint32
+			require.NoError(t, tx.ForEach(func(sn Snapshot) error {
+				if tx.HasWritesLost(sn) {
+					single = append(single, sn.VolumeID)
+				}
+				return nil
+			}))
+			require.ElementsMatch(t, ids, single)
 		})
 		return ids
 	}
@@ -69,13 +77,18 @@ func TestWritesLost(t *testing.T) {
 	require.Equal(t, []uint32{first}, marked())
 	requireProblems(0)
 
-	// A version without marks removes a snapshot and leaves its mark; another one gets its id.
+	// A version without marks removes or commits a snapshot and leaves its mark. A View of the layer has the
+	// same key and volume.
 	update(t, s, func(tx *Tx) {
-		require.NoError(t, tx.put(tx.buckets.meta, writesLostKey(first+1), []byte("earlier")))
+		require.NoError(t, tx.put(tx.buckets.meta, writesLostKey(first+3), []byte("earlier")))
+		require.NoError(t, tx.put(tx.buckets.meta, writesLostKey(first+1), []byte("kept")))
+		require.NoError(t, tx.Create(Snapshot{
+			Key: "kept", Kind: snapshots.KindView, Parent: "layer", VolumeID: first + 1, Size: 1 << 30, Filesystem: "ext4",
+		}))
 		require.NoError(t, tx.put(tx.buckets.meta, append(writesLostKey(first+1), 0), []byte("damaged")))
 	})
 	require.Equal(t, []uint32{first}, marked())
-	requireProblems(2)
+	requireProblems(3)
 	require.NoError(t, s.Rebuild(t.Context()))
 	require.Equal(t, []uint32{first}, marked())
 	requireProblems(0)

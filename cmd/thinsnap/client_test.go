@@ -267,6 +267,53 @@ default/1/box       active       1  10GiB     -          -  default           -
 `, output(t, true, "ls", "--admin-address", fakeDaemonOf(t, severalReports{})))
 }
 
+// lossyReports is a daemon with a container that may have lost writes.
+type lossyReports struct{ fakeReports }
+
+func (lossyReports) Info(ctx context.Context) (admin.Info, error) {
+	info, err := fakeReports{}.Info(ctx)
+	info.Devices.WritesLost = 1
+	return info, err
+}
+
+func (lossyReports) Snapshots(ctx context.Context, labels bool) ([]admin.Snapshot, error) {
+	all, err := fakeReports{}.Snapshots(ctx, labels)
+	all[0].WritesLost = true
+	return all, err
+}
+
+func (lossyReports) Inspect(ctx context.Context, key string) (admin.Inspection, error) {
+	inspection, err := fakeReports{}.Inspect(ctx, key)
+	inspection.WritesLost = key == containerKey
+	return inspection, err
+}
+
+// TestLostWritesAreShown: an operator finds the containers that may have lost writes.
+func TestLostWritesAreShown(t *testing.T) {
+	address := fakeDaemonOf(t, lossyReports{})
+	require.Equal(t, `KEY                             KIND       DEVICE   SIZE    USED  EXCLUSIVE  LOST WRITES  BELONGS TO
+default/1/sha256:111111111111…  committed       1  10GiB  120MiB          -  -            image docker.io/library/debian:12 and 1 other
+default/2/sha256:222222222222…  committed       2  10GiB    1MiB      64KiB  -            image docker.io/library/python:3
+default/3/box                   active          3  10GiB       -          -  possible     pod prod/shop-1: web
+default/4/look                  view            2  10GiB      0B         0B  -            -
+`, output(t, true, "ls", "--admin-address", address))
+	require.Contains(t, outputOf(t, true, true, "ls", "--admin-address", address), palette(true).red("possible"))
+	require.Contains(t, output(t, true, "info", "--admin-address", address), `
+ Committed: 2
+ May Have Lost Writes: 1
+`)
+	require.Contains(t, output(t, true, "inspect", "--admin-address", address, containerKey), `
+Kind: active
+Lost Writes: possible; it can be neither committed nor forked
+`)
+	require.NotContains(t, output(t, true, "inspect", "--admin-address", address, layerKey), "Lost Writes")
+	var list snapshotList
+	require.NoError(t, json.Unmarshal([]byte(output(t, true, "ls", "--json", "--admin-address", address)), &list))
+	for _, s := range list.Snapshots {
+		require.Equal(t, s.Key == containerKey, s.WritesLost, s.Key)
+	}
+}
+
 func TestTree(t *testing.T) {
 	address := fakeDaemon(t)
 	require.Equal(t, `SNAPSHOT                            KIND       DEVICE    USED  SHARED  EXCLUSIVE  BELONGS TO

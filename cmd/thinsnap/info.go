@@ -47,6 +47,9 @@ func infoRows(i *admin.Info, colour palette) []row {
 		{" View", decimal(i.Snapshots.View)},
 		{" Committed", decimal(i.Snapshots.Committed)},
 	}
+	if i.Devices.WritesLost > 0 {
+		rows = append(rows, row{" May Have Lost Writes", colour.red(decimal(i.Devices.WritesLost))})
+	}
 	rows = append(rows, clientRows(&i.Client)...)
 	for n := range i.Clients {
 		rows = append(rows, clientRows(&i.Clients[n])...)

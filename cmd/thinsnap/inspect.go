@@ -54,8 +54,11 @@ func printInspection(w io.Writer, i *inspected) error {
 		chain[n] = printable(key)
 	}
 	rows := append([]row{{"Key", printable(i.Key)}}, ownerRows(i.Owner)...)
+	rows = append(rows, row{"Kind", i.Kind})
+	if i.WritesLost {
+		rows = append(rows, row{"Lost Writes", "possible; it can be neither committed nor forked"})
+	}
 	rows = append(rows, []row{
-		{"Kind", i.Kind},
 		{"Parents", orDash(strings.Join(chain, "\n         "))},
 		{"Created", i.Created.UTC().Format("2006-01-02 15:04:05 MST")},
 		{"Size", size(i.Size)},

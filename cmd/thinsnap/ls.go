@@ -37,20 +37,35 @@ func (a *app) lsCommand() *cli.Command {
 				return printJSON(a.out, snapshotList{snapshots})
 			}
 			key := a.keyWriter(c)
-			lines := [][]string{{"KEY", "KIND", "DEVICE", "SIZE", "USED", "EXCLUSIVE", "CLIENT", "BELONGS TO"}}
+			lines := [][]string{{"KEY", "KIND", "DEVICE", "SIZE", "USED", "EXCLUSIVE", "LOST WRITES", "CLIENT", "BELONGS TO"}}
 			for _, s := range snapshots {
 				lines = append(lines, []string{
 					key(s.Key), a.colour.kind(s.Kind), deviceID(s.DeviceID), size(s.Size), sizeIfKnown(s.Used),
-					sizeIfKnown(s.Exclusive), s.Client, ownerText(s.Owner),
+					sizeIfKnown(s.Exclusive), a.lostWrites(s), s.Client, ownerText(s.Owner),
 				})
 			}
-			if at := slices.Index(lines[0], "CLIENT"); !ofSeveral(snapshots) {
-				for i := range lines {
-					lines[i] = slices.Delete(lines[i], at, at+1)
-				}
+			if !slices.ContainsFunc(snapshots, func(s owned) bool { return s.WritesLost }) {
+				deleteColumn(lines, "LOST WRITES")
+			}
+			if !ofSeveral(snapshots) {
+				deleteColumn(lines, "CLIENT")
 			}
 			return a.printTable(lines, c.Bool("no-trunc"))
 		}),
+	}
+}
+
+func (a *app) lostWrites(s owned) string {
+	if s.WritesLost {
+		return a.colour.red("possible")
+	}
+	return "-"
+}
+
+func deleteColumn(lines [][]string, header string) {
+	at := slices.Index(lines[0], header)
+	for i := range lines {
+		lines[i] = slices.Delete(lines[i], at, at+1)
 	}
 }
 

@@ -41,7 +41,7 @@ func (f *fakeBackend) Info(context.Context) (admin.Info, error) {
 			Name: "default", Configured: true, Alive: true, Snapshots: admin.SnapshotCounts{Active: 1, Committed: 1},
 		},
 		Clients: []admin.ClientInfo{{Name: "k3s", RefusedCalls: 3, Snapshots: admin.SnapshotCounts{Committed: 1}}},
-		Devices: admin.Volumes{Trash: 3, Spares: 2},
+		Devices: admin.Volumes{Trash: 3, Spares: 2, WritesLost: 8},
 		Spares:  admin.Spares{Hits: 9, Misses: 1},
 
 		Background: admin.Background{Running: 1, Waiting: 2, Deferred: 4, DeferredRemovals: 3, DeferredDeletions: 1},
@@ -347,7 +347,7 @@ func TestFieldNames(t *testing.T) {
 		"store": {"operations": 0, "transactions": 0, "reads": 0, "commit_seconds": 0, "size_bytes": 0},
 		"differ": {"running": 0, "inodes": 0, "walked": 0, "left": 0, "failed": 0, "cancelled": 0, "mismatched": 0, "changed_bytes": 0,
 			"read_bytes": 0, "written_bytes": 0},
-		"volumes": {"active": 0, "spare": 0, "frozen": 0, "trash": 0, "kept": 0, "ids_used": 0, "ids_left": 0, "snapshots_left": 0},
+		"volumes": {"active": 0, "spare": 0, "frozen": 0, "trash": 0, "kept": 0, "writes_lost": 0, "ids_used": 0, "ids_left": 0, "snapshots_left": 0},
 		"driver": {"version": "", "udev_sync": false, "deferred_removal": false, "deferred_deletion": false}
 	}`, string(encoded))
 	encoded, err = json.Marshal(admin.Inspection{Chain: []string{}})
@@ -394,6 +394,7 @@ func TestMetrics(t *testing.T) {
 		`thinsnap_events_total 6`,
 		`thinsnap_volumes{state="trash"} 3`,
 		`thinsnap_volumes{state="spare"} 2`,
+		`thinsnap_writes_lost_snapshots 8`,
 		`thinsnap_spare_requests_total{result="hit"} 9`,
 		`thinsnap_spare_requests_total{result="miss"} 1`,
 		`thinsnap_volumes{state="deferred"} 4`,

@@ -169,6 +169,8 @@ func (c *backendCollector) snapshots() {
 			"client's proxy plugin has changed.", "client"),
 			counter, nil, func(c *ClientInfo) float64 { return float64(c.RefusedCalls) }},
 	}
+	c.gauge("writes_lost_snapshots", "Active snapshots that may have lost writes, and so can be neither committed nor "+
+		"forked; `thinsnap ls` shows them.", func(i *Info) float64 { return float64(i.Devices.WritesLost) })
 	c.gauge("snapshots_left", "Snapshots that can be created in the pool until new ones are refused because of its time.",
 		func(i *Info) float64 { return float64(i.Devices.SnapshotsLeft) })
 }

@@ -196,9 +196,12 @@ type Volumes struct {
 	// deferred deleted devices.
 	Trash uint64 `json:"trash"`
 	// Kept is the number of kept leftovers, as in GET /v1/leftovers.
-	Kept    uint64 `json:"kept"`
-	IDsUsed uint64 `json:"ids_used"` // device ids that were ever used; each is used only once
-	IDsLeft uint64 `json:"ids_left"`
+	Kept uint64 `json:"kept"`
+	// WritesLost is the number of active snapshots whose volumes may have lost writes. They can be neither committed
+	// nor forked.
+	WritesLost uint64 `json:"writes_lost"`
+	IDsUsed    uint64 `json:"ids_used"` // device ids that were ever used; each is used only once
+	IDsLeft    uint64 `json:"ids_left"`
 	// SnapshotsLeft is the number of snapshots that all users of the pool can create until new ones are refused
 	// because of the pool's time.
 	SnapshotsLeft uint64 `json:"snapshots_left"`
@@ -283,11 +286,13 @@ type Snapshot struct {
 	Shared *uint64 `json:"shared_bytes,omitempty"`
 	// Exclusive is the bytes that the pool gets back when the snapshot is removed. In a list of many
 	// snapshots it may be older than the rest.
-	Exclusive *uint64           `json:"exclusive_bytes,omitempty"`
-	Kept      bool              `json:"kept,omitempty"` // the snapshot is of an earlier client, and the present one cannot remove it
-	Created   time.Time         `json:"created_at"`
-	Updated   time.Time         `json:"updated_at"`
-	Labels    map[string]string `json:"labels,omitempty"` // omitted if the request has labels=no
+	Exclusive *uint64 `json:"exclusive_bytes,omitempty"`
+	Kept      bool    `json:"kept,omitempty"` // the snapshot is of an earlier client, and the present one cannot remove it
+	// WritesLost is true for an active snapshot that may have lost writes. It can be neither committed nor forked.
+	WritesLost bool              `json:"writes_lost,omitempty"`
+	Created    time.Time         `json:"created_at"`
+	Updated    time.Time         `json:"updated_at"`
+	Labels     map[string]string `json:"labels,omitempty"` // omitted if the request has labels=no
 }
 
 // Inspection is the answer of GET /v1/inspect?key=KEY.

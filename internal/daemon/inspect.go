@@ -14,7 +14,7 @@ import (
 // Inspect implements admin.Backend.
 func (d *Daemon) Inspect(ctx context.Context, key string) (admin.Inspection, error) {
 	var rec, parent metadata.Snapshot
-	inspection := admin.Inspection{}
+	inspection, lost := admin.Inspection{}, false
 	key, err := metadata.ReadKey(key)
 	if err != nil {
 		return inspection, err
@@ -23,6 +23,7 @@ func (d *Daemon) Inspect(ctx context.Context, key string) (admin.Inspection, err
 		if rec, err = tx.Get(key); err != nil {
 			return err
 		}
+		lost = tx.HasWritesLost(rec)
 		ancestors, err := tx.Parents(key)
 		for _, a := range ancestors {
 			inspection.Chain = append(inspection.Chain, metadata.ShowKey(a.Key))
@@ -40,7 +41,7 @@ func (d *Daemon) Inspect(ctx context.Context, key string) (admin.Inspection, err
 		return admin.Inspection{}, err
 	}
 	inspection.Snapshot = wireSnapshot(rec)
-	inspection.Kept = keeps(rec)
+	inspection.Kept, inspection.WritesLost = keeps(rec), lost
 	id := thin.ID(rec.VolumeID)
 	inspection.Device, err = d.mappedDevice(admin.RoleThin, d.pool.VolumeName(id))
 	if errors.Is(err, devmapper.ErrNotFound) {

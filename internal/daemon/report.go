@@ -63,13 +63,18 @@ func (d *Daemon) Info(ctx context.Context) (admin.Info, error) {
 	return info, d.store.View(ctx, func(tx *metadata.Tx) error { return readCounts(tx, &info) })
 }
 
-// readCounts fills in the store's counters. Its cost does not depend on the store's size.
+// readCounts fills in the store's counters. Its cost does not depend on the store's size: it reads only the kept
+// leftovers and the snapshots that may have lost writes.
 func readCounts(tx *metadata.Tx, info *admin.Info) error {
 	kinds, err := tx.CountByKind()
 	if err != nil {
 		return err
 	}
 	trash, err := tx.TrashCount()
+	if err != nil {
+		return err
+	}
+	lost, err := tx.WritesLost()
 	if err != nil {
 		return err
 	}
@@ -83,6 +88,7 @@ func readCounts(tx *metadata.Tx, info *admin.Info) error {
 	}
 	info.Snapshots = countsOf(kinds)
 	info.Devices.Trash, info.Devices.Kept = uint64(trash), uint64(tx.KeptCount())
+	info.Devices.WritesLost = uint64(len(lost))
 	info.Devices.IDsUsed, info.Devices.IDsLeft = uint64(used), uint64(left)
 	info.Filesystem.BaseUUID = base.UUID
 	return nil
@@ -231,9 +237,14 @@ func (d *Daemon) Snapshots(ctx context.Context, labels bool) ([]admin.Snapshot, 
 	if err != nil {
 		return nil, err
 	}
+	lost, err := d.writesLost(ctx)
+	if err != nil {
+		return nil, err
+	}
 	err = walk(ctx, func(rec metadata.Snapshot) error {
 		snapshot := wireSnapshot(rec)
 		snapshot.Kept = keeps(rec)
+		snapshot.WritesLost = rec.Kind == snapshots.KindActive && lost[rec.VolumeID]
 		all = append(all, snapshot)
 		rec.Labels = nil
 		records = append(records, rec)
@@ -246,6 +257,18 @@ func (d *Daemon) Snapshots(ctx context.Context, labels bool) ([]admin.Snapshot, 
 		all[i].Used, all[i].Shared, all[i].Exclusive = space.used, space.shared, space.exclusive
 	}
 	return all, ctx.Err()
+}
+
+// writesLost returns the volumes of active snapshots that may have lost writes.
+func (d *Daemon) writesLost(ctx context.Context) (map[uint32]bool, error) {
+	lost := make(map[uint32]bool)
+	return lost, d.store.View(ctx, func(tx *metadata.Tx) error {
+		ids, err := tx.WritesLost()
+		for _, id := range ids {
+			lost[id] = true
+		}
+		return err
+	})
 }
 
 func wireSnapshot(rec metadata.Snapshot) admin.Snapshot {
