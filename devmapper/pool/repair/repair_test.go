@@ -151,7 +151,7 @@ func TestUnusableMetadataIsNotInstalled(t *testing.T) {
 		"another pool":         {damage: "leaf", change: func(m *repair.Metadata) { m.BlockBytes *= 2 }, says: "blocks of 65536 bytes"},
 		"of another moment":    {damage: "leaf", change: func(m *repair.Metadata) { m.TransactionID = 77 }, says: "does not match the store: restore"},
 		"a program that fails": {damage: "leaf", repair: "echo not today >&2; exit 1", says: "not today"},
-		"nothing was written":  {damage: "leaf", repair: "exit 0", says: "thin_check rejects"},
+		"nothing was written":  {damage: "leaf", repair: "exit 0", says: "needs a repair itself"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			m := spoilt(t, good, c.damage)
