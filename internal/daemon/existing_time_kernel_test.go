@@ -50,7 +50,7 @@ func documentedReset(t *testing.T) []string {
 	t.Helper()
 	text, err := os.ReadFile("../../docs/pools.md")
 	require.NoError(t, err)
-	_, section, found := strings.Cut(string(text), "## The pool's time")
+	_, section, found := strings.Cut(string(text), "## Time and device ids")
 	require.True(t, found)
 	var commands []string
 	for _, line := range regexp.MustCompile(`(?m)^    .*$`).FindAllString(section, -1) {

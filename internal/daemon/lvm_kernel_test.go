@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -167,10 +168,14 @@ func deactivate(t *testing.T) {
 	run(t, "vgchange", "--activate", "n")
 }
 
+// run returns what a command writes to its standard output. LVM's programs warn of devices that are removed meanwhile.
 func run(t *testing.T, args ...string) string {
 	t.Helper()
-	out, err := exec.Command(args[0], args[1:]...).CombinedOutput()
-	require.NoError(t, err, "%v: %s", args, out)
+	var warnings bytes.Buffer
+	cmd := exec.Command(args[0], args[1:]...)
+	cmd.Stderr = &warnings
+	out, err := cmd.Output()
+	require.NoError(t, err, "%v: %s%s", args, out, warnings.String())
 	return string(out)
 }
 
