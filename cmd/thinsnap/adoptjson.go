@@ -10,7 +10,7 @@ import (
 
 // adoptionReport is the JSON of a plan. docs/migration.md documents the fields.
 type adoptionReport struct {
-	Possible       bool               `json:"possible"` // without obstacles
+	Possible       bool               `json:"possible"` // without obstacles and damaged snapshots
 	Pool           string             `json:"pool"`
 	RootPath       string             `json:"root_path"`
 	ContainerdRoot string             `json:"containerd_root"`

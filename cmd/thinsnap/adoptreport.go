@@ -45,7 +45,7 @@ func (a *app) printPlan(c *cli.Command, p plan.Plan, change setup.Difference, ch
 	return err
 }
 
-// inTheWay counts the obstacles of a plan.
+// inTheWay describes the number of obstacles and of damaged snapshots of a plan.
 func inTheWay(p plan.Plan) string {
 	var what []string
 	if n := len(p.Obstacles); n > 0 {

@@ -8,7 +8,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/adopt/plan"
 )
 
-// mostRows is the maximum number of rows for which all are listed.
+// mostRows is the number of rows up to which the table is complete.
 const mostRows = 100
 
 // becomes is the word in a row's first column.

@@ -92,7 +92,8 @@ func helpCommand(of *cli.Command) *cli.Command {
 	}
 }
 
-// complete makes every command report an invalid command line in one line, without the help text.
+// complete prepares a command and its subcommands: each reports an invalid command line in one
+// line, without the help text.
 func complete(c *cli.Command) {
 	c.OnUsageError = func(_ context.Context, c *cli.Command, err error, _ bool) error {
 		text := strings.Replace(err.Error(), "flag provided but not defined: -", "unknown option --", 1)

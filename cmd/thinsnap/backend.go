@@ -49,9 +49,9 @@ type backend struct {
 	adopt        func(ctx context.Context, o plan.Options, report func(step string)) (plan.Plan, error)
 	undoAdoption func(ctx context.Context, o plan.Options, report func(step string)) error
 	diagnose     func(context.Context, doctor.Options) doctor.Report
-	// containerds and dockerd find those of the machine. setupRecords is the directory with the
-	// records of `thinsnap setup`, and setupLock its lock file. execute runs a program of the
-	// machine.
+	// containerds and dockerd find the daemons of containerd and Docker on the machine.
+	// setupRecords is the directory with the records of `thinsnap setup`, and setupLock its lock
+	// file. execute runs a program of the machine.
 	containerds             func() ([]setup.Containerd, error)
 	dockerd                 func() (setup.Dockerd, error)
 	setupRecords, setupLock string
@@ -105,7 +105,7 @@ func realBackend() backend {
 		containerds:  setup.Find,
 		dockerd:      setup.FindDockerd,
 		setupRecords: "/etc/thinsnap/setup",
-		setupLock:    "/run/thinsnap-setup.lock", // /run/thinsnap is the unit's
+		setupLock:    "/run/thinsnap-setup.lock", // systemd creates /run/thinsnap only when the unit starts
 		diskDropIn:   disk.DropIn,
 		disksByID:    disk.ByID,
 		execute: func(ctx context.Context, args ...string) error {

@@ -89,7 +89,8 @@ type position struct {
 	noFlags bool       // after "--"
 }
 
-// locate parses the words before the cursor. It sets the root's flags that select the daemon.
+// locate parses the words before the cursor. It sets the flags of the root command that select the
+// daemon.
 func locate(root *cli.Command, words []string) position {
 	at := position{command: root, flags: slices.Clone(root.Flags)}
 	for _, word := range words {

@@ -185,8 +185,8 @@ func ownKey(shown string) string {
 	return key
 }
 
-// issueTicket gets the token of a snapshot from the daemon, with the properties that the fork
-// shares with it.
+// issueTicket gets a token for a fork of a snapshot from the daemon. The ticket also has the
+// snapshot's parent and labels, which the fork gets, too.
 func issueTicket(ctx context.Context, client *admin.Client, key string) (fork.Ticket, error) {
 	source, err := client.Inspect(ctx, key)
 	if err != nil {

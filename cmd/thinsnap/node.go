@@ -70,8 +70,9 @@ func (a *app) nodeCommand() *cli.Command {
 	}
 }
 
-// onNode returns the action of a command that works on the node. The configuration file is the
-// container's: it is opened before the container is left, and then read from the standard input.
+// onNode returns the action of a command that works on the node. With --enter it opens the
+// container's configuration file, and runs the command again in the node's mount namespace, with
+// the file as the standard input.
 func (a *app) onNode(do func(ctx context.Context, c *cli.Command, text []byte) error) cli.ActionFunc {
 	return withArgs(0, 0, func(ctx context.Context, c *cli.Command) error {
 		if err := a.setUpLog(config.Default().Log); err != nil {

@@ -16,9 +16,9 @@ import (
 )
 
 const (
-	// firstWait limits, from the start, the wait of calls for the first attempt to open the pool.
-	// containerd makes some calls inside a transaction of its database, which blocks the calls to
-	// all snapshotters.
+	// firstWait is the time, from the daemon's start, in which calls wait for the first attempt to
+	// open the pool. containerd makes some calls inside a transaction of its database, which blocks
+	// the calls to all snapshotters.
 	firstWait = 10 * time.Second
 	// leastPause and mostPause are the shortest and the longest pause between two attempts. The
 	// pause doubles each time, because an attempt may run programs.
@@ -29,8 +29,8 @@ const (
 // opening opens the snapshotter, and retries until it is open. The servers run meanwhile.
 type opening struct {
 	open func(context.Context) (*service, error)
-	// patient makes the first attempt wait for a locked root: systemd started the daemon, perhaps
-	// during a repair, and would only start it again.
+	// patient has the daemon retry if the root is locked, perhaps by a repair, at the first
+	// attempt. It is set if systemd started the daemon: systemd would start it again if it ended.
 	patient bool
 
 	begun  time.Time

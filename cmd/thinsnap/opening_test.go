@@ -231,8 +231,8 @@ func TestCallsWaitAndGetTheResult(t *testing.T) {
 	}
 }
 
-// TestPausesBetweenAttempts: the pauses grow up to a minute. A locked root ends only the first
-// attempt: later, a command such as a repair may use the root.
+// TestPausesBetweenAttempts: the pauses grow up to a minute. A locked root ends the daemon only at
+// the first attempt: later, a command such as a repair may use the root.
 func TestPausesBetweenAttempts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var at []time.Duration

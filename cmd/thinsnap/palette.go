@@ -67,7 +67,7 @@ func (p palette) kind(kind string) string {
 	}
 }
 
-// codes matches colour codes in a text. Other texts have none: printable has quoted them.
+// codes matches colour codes in a text. Keys and labels add none: printable quotes them.
 var codes = regexp.MustCompile("\x1b\\[[0-9]+m")
 
 // width returns the width of a coloured text in columns, one for each character.

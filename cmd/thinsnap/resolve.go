@@ -80,7 +80,8 @@ func withKey(snapshots []admin.Snapshot, fits func(string) bool) (keys []string)
 // volumeNode matches the name or the path of a volume's mapped device.
 var volumeNode = regexp.MustCompile(`^(?:/dev/mapper/)?[^/]+-snap-([0-9]+)$`)
 
-// withDevice finds the owner of a volume's mapped device, which is not a View of it.
+// withDevice finds the snapshot that owns a volume by the volume's mapped device. A View of the
+// snapshot has the same device and is not returned.
 func withDevice(snapshots []admin.Snapshot, name string) (keys []string) {
 	match := volumeNode.FindStringSubmatch(name)
 	for _, s := range snapshots {

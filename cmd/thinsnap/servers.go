@@ -21,7 +21,7 @@ type server interface {
 	Shutdown(ctx context.Context) error
 }
 
-// snapshotServer adapts containerd's server to server.
+// snapshotServer adapts rpc.Server, which containerd calls, to server.
 type snapshotServer struct{ *rpc.Server }
 
 // Shutdown fails if operations are still running after they were cancelled.
@@ -45,7 +45,8 @@ type running struct {
 	ended chan struct{} // closed after Serve has returned and the socket is removed
 }
 
-// newServers has space for the servers of a daemon with further clients.
+// newServers returns servers with space for the errors of a daemon with the given number of further
+// clients.
 func newServers(limited func(address string), further int) *servers {
 	return &servers{failed: make(chan error, 3+further), limited: limited}
 }
