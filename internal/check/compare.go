@@ -42,7 +42,7 @@ type Input struct {
 	Devices []pool.MappedDevice
 	// Mounts are the names in the daemon's mount directory.
 	Mounts []string
-	// Loops are the loop devices on the pool's files that the pool does not use.
+	// Loops are the loop devices on the pool's files, except those that the pool uses.
 	Loops []blockdev.LoopState
 	// Running is true if a daemon is running. Unrecorded are its volumes without a record: spares
 	// and frozen copies.

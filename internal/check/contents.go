@@ -27,7 +27,7 @@ func (c *comparison) compareContents(ctx context.Context) error {
 			return c.reportDamage(ctx, err)
 		}
 		if c.Records.Pool.Foreign() && d.ID < metadata.FirstInForeign && c.volumes[d.ID] == nil {
-			continue // the pool owner's, or a leftover that was kept during an adoption
+			continue // foreign, or a leftover that was kept during an adoption
 		}
 		present[d.ID] = true
 		c.report.Examined.Volumes++
@@ -52,8 +52,9 @@ func (c *comparison) compareContents(ctx context.Context) error {
 	return c.compareUsed(ctx)
 }
 
-// compareUsed compares the number of used blocks with the blocks that volumes map. A metadata
-// snapshot that is not ours keeps the blocks of volumes deleted since.
+// compareUsed compares the number of used blocks with the blocks that volumes map. It does nothing
+// if the pool has a metadata snapshot other than the check's own: that keeps the blocks of volumes
+// deleted since.
 func (c *comparison) compareUsed(ctx context.Context) error {
 	if c.DataUsed == nil || c.Contents.Superblock().HeldRoot != 0 {
 		return nil
@@ -268,7 +269,7 @@ func (c *cursor) has(m thinmeta.Mapping) (bool, error) {
 
 // compareVolume compares one volume. A block that is not newer than the parent's last write must be
 // the parent's: each snapshot raises the pool's time, so a child's own blocks are newer. If the
-// times were reset (docs/pools.md), older blocks have the time 0.
+// times were reset (docs/pools.md), the blocks from before the reset have the time 0.
 func (c *comparison) compareVolume(ctx context.Context, id uint32, v *volume, parents []*parent) error {
 	foreign := make([]int, len(parents))
 	cursors := make([]*cursor, len(parents))

@@ -168,7 +168,7 @@ func names(dir string) ([]string, error) {
 	return all, nil
 }
 
-// strayLoops returns the loop devices on the pool's files that the pool does not use.
+// strayLoops returns the loop devices on the pool's files, except those that the pool uses.
 func strayLoops(from Sources) ([]blockdev.LoopState, error) {
 	loops, err := blockdev.Loops()
 	if err != nil {

@@ -57,8 +57,8 @@ const (
 	KindSpace Kind = "space"
 	// KindBlocks: the pool counts more blocks as used than its volumes map, which loses only space.
 	KindBlocks Kind = "blocks"
-	// KindMetadataSnapshot: an unused snapshot of the pool's metadata keeps blocks from being
-	// reused.
+	// KindMetadataSnapshot: a metadata snapshot, left by a crash or not thinsnap's, keeps blocks
+	// from being reused, and the volumes were not checked.
 	KindMetadataSnapshot Kind = "metadata-snapshot"
 	// KindMissing: a record's volume is not in the pool.
 	KindMissing Kind = "missing"
