@@ -43,8 +43,8 @@ type adopted struct {
 	config config.Config
 }
 
-// newAdopted adopts the layers "low", "high" and "xfs", a box of "high" and of "xfs", and a View of
-// "high".
+// newAdopted adopts the layers "low", "high" and "xfs", a container of "high" and of "xfs", and a
+// View of "high".
 func newAdopted(t *testing.T) *adopted {
 	t.Helper()
 	a := &adopted{handmade: newHandmade(t, ""), config: inPool(t, "by-hand")}
@@ -232,8 +232,8 @@ func (a *adopted) refusesAnother(t *testing.T) {
 	require.Equal(t, ids, a.ids(t), "unchanged")
 }
 
-// TestAdoptedPool: adopted snapshots are used in place, the changes can be withdrawn, and `pool
-// destroy` removes the adopted volumes but no foreign one.
+// TestAdoptedPool: adopted snapshots are used in place, provision.Withdraw deletes thinsnap's own
+// volumes, and `pool destroy` removes the adopted volumes but no foreign one.
 func TestAdoptedPool(t *testing.T) {
 	a := newAdopted(t)
 	ctx := t.Context()

@@ -27,8 +27,8 @@ import (
 const adoptedRoot = "THINSNAP_TEST_ADOPTED_ROOT"
 
 // TestAdoptedPoolKilled kills thinsnap at random moments while it creates and removes snapshots of
-// adopted layers. No adopted or foreign volume is lost, and all of thinsnap's own volumes can be
-// withdrawn.
+// adopted layers. No adopted or foreign volume is lost, and provision.Withdraw deletes all of
+// thinsnap's own volumes.
 func TestAdoptedPoolKilled(t *testing.T) {
 	dmtest.RequireThorough(t)
 	a := newAdopted(t)

@@ -50,9 +50,9 @@ type Daemon struct {
 
 // Open opens a root's pool and a snapshotter on it. If the root has no pool, Open makes it.
 //
-// It fails with metadata.ErrLocked while another process has the root open, and like
-// adopt.Unfinished during an unfinished adoption. After an error or a panic nothing is open, and
-// Open can be called again.
+// It fails with metadata.ErrLocked while another process has the root open, and with
+// errdefs.ErrFailedPrecondition during an unfinished adoption. After an error or a panic nothing is
+// open, and Open can be called again.
 func Open(ctx context.Context, c config.Config) (_ *Daemon, err error) {
 	if err := kernel.Require(); err != nil {
 		return nil, finalError{err}

@@ -285,7 +285,7 @@ func (s *sharedDisk) requireNoFailure(t *testing.T, err error) {
 }
 
 // cycle has others fill the disk and free it again, while containers write and images come and go.
-// If it is short, the kernel does not fail writes meanwhile.
+// A short cycle ends before the kernel's timeout, after which it fails writes to a full pool.
 func (s *sharedDisk) cycle(t *testing.T, i int, boxes []*box, short, byWriting bool) {
 	t.Helper()
 	timeout := "60"

@@ -27,7 +27,8 @@ func PlanPool(ctx context.Context, c config.Config) ([]string, error) {
 	return lines, errors.Join(err, rootdir.Check(c.Root), checkKernel(c, made), checkPrograms(ctx, c), checkSockets(c))
 }
 
-// planPool returns the commands, and whether a pool was begun.
+// planPool returns the commands. begun is true if the root has a store: an earlier start may have
+// made a part of the pool.
 func planPool(ctx context.Context, c config.Config) (lines []string, begun bool, err error) {
 	store, err := metadata.Open(rootdir.Store(c.Root), metadata.Options{ReadOnly: true})
 	if errors.Is(err, fs.ErrNotExist) {
@@ -47,8 +48,8 @@ func planPool(ctx context.Context, c config.Config) (lines []string, begun bool,
 }
 
 // checkKernel returns an error if the kernel is too old, has no device-mapper, or has a foreign
-// device with the new pool's name. If the pool was begun, the device may be its own; the start
-// checks that.
+// device with the new pool's name. If begun, the device may be the pool's own; the start checks
+// that.
 func checkKernel(c config.Config, begun bool) (err error) {
 	if err := kernel.Require(); err != nil {
 		return err

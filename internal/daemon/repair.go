@@ -36,9 +36,9 @@ func CheckPool(ctx context.Context, c config.Config) (report repair.Report, err 
 	return report, err
 }
 
-// RepairPool repairs that metadata if it is damaged, marked needs_check, or smaller than the given
-// size in bytes. It first calls show with the plan as shell commands, and stops if show returns
-// false. It fails with repair.ErrNothingToDo for intact metadata, and with
+// RepairPool repairs the metadata of a root's pool if it is damaged, marked needs_check, or smaller
+// than the given size in bytes. It first calls show with the plan as shell commands, and stops if
+// show returns false. It fails with repair.ErrNothingToDo for intact metadata, and with
 // errdefs.ErrNotImplemented for an LVM or a foreign pool.
 func RepairPool(
 	ctx context.Context, c config.Config, bytes uint64, show func(repair.Report, []string) (more bool, err error),
