@@ -21,7 +21,7 @@ type dockerOption struct {
 	needed bool
 }
 
-// dockerOptions are all options of the driver in Docker 24, its last release.
+// dockerOptions are all options of the driver in Docker 24, the last release that has it.
 func dockerOptions() map[string]dockerOption {
 	text := func(v string) string { return literal(v) }
 	asIs := func(v string) string { return v }

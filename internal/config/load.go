@@ -65,7 +65,8 @@ func Parse(text []byte) (Config, error) {
 			return Config{}, &Error{Problems: problems}
 		}
 		if len(found) > 0 {
-			// An unreadable value has its default here. A client's name and address have none.
+			// An unreadable value has its default here. A client's name and address have no
+			// default, so a client without one of them is not checked.
 			cfg.Clients = slices.DeleteFunc(cfg.Clients, func(c Client) bool { return c.Name == "" || c.Address == "" })
 		}
 		cfg.Pool.chooseMode()

@@ -94,7 +94,8 @@ func (c *checker) existing(p *Pool) {
 	}
 }
 
-// isPoolDevice reports whether the name of a pool is stable across reboots.
+// isPoolDevice reports whether a name has a form that is stable across reboots: a mapped device or
+// VG/LV, but not a node such as /dev/dm-3.
 func isPoolDevice(device string) bool {
 	return len(device) <= maxPoolDevice &&
 		regexp.MustCompile(`^(/dev/mapper/[^/\s]+|(/dev/)?[A-Za-z0-9_.+][^/\s]*/[A-Za-z0-9_.+][^/\s]*|[^/\s]+)$`).MatchString(device)

@@ -192,7 +192,7 @@ func (m *machine) ours() []containerdState {
 	})
 }
 
-// each merges the findings for those containerds. The worst status counts.
+// each merges look's findings for the containerds of ours. The worst status counts.
 func (m *machine) each(look func(s containerdState, name string) finding) finding {
 	all := m.ours()
 	if len(all) == 0 {

@@ -74,7 +74,8 @@ func (h host) hasMisc(name string) bool {
 	return false
 }
 
-// module is the finding for a missing module. The unit loads it (modprobe@.service).
+// module is the finding for a module that is not loaded. If the kernel has the module, the unit
+// loads it (modprobe@.service).
 func (m *machine) module(name, missing string) finding {
 	h := m.host
 	if known, has := h.hasModule(name); known && !has {

@@ -32,8 +32,7 @@ func lookAtRoot(_ context.Context, m *machine) finding {
 	return ok("%s, mode %04o", root, info.Mode().Perm())
 }
 
-// badFilesystems are unsuitable for the root: their data is not kept, or older kernels have no
-// direct I/O or fallocate on them.
+// badFilesystems has the file systems that are unsuitable for the root, with the reason.
 func badFilesystems() map[int64]string {
 	return map[int64]string{
 		unix.TMPFS_MAGIC:           "a tmpfs: all data is gone after a reboot",
