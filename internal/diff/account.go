@@ -44,8 +44,8 @@ func (n *inodes) account(ctx context.Context) error {
 	return n.owners(ctx)
 }
 
-// owner returns the record of an inode that may own changed blocks. It returns nil for an unused
-// inode and for one of the file system's own.
+// owner returns the record of an inode that may refer to changed blocks. It returns nil for an
+// unused inode and for one of the file system's own.
 func (n *inodes) owner(inode uint32) (ext4.Record, error) {
 	if n.upper.Reserved(inode) {
 		return nil, nil
@@ -115,8 +115,8 @@ const (
 )
 
 // sharedAttributes accounts for blocks of extended attributes, which inodes may share: a block is
-// explained if all its inodes changed, or if only its reference count changed. Otherwise a changed
-// block belongs to another inode, which owners finds.
+// accounted for if all its inodes changed, or if only its reference count and checksum changed.
+// Otherwise another inode refers to it, too, which owners finds.
 func (n *inodes) sharedAttributes() error {
 	var explained []ext4.Span
 	for _, block := range slices.Sorted(maps.Keys(n.attributes)) {
@@ -144,8 +144,8 @@ func (n *inodes) sharedAttributes() error {
 	return nil
 }
 
-// compare drops pending blocks that are equal. Most of the blocks left at this point are unchanged
-// neighbours in a changed block of the pool.
+// compare drops pending blocks that are equal on both sides. Most of the blocks left at this point
+// are unchanged neighbours in a changed block of the pool.
 func (n *inodes) compare(ctx context.Context) error {
 	var differ []ext4.Span
 	size := n.upper.BlockBytes()
@@ -183,7 +183,7 @@ func appendBlock(spans []ext4.Span, block uint64) []ext4.Span {
 	return append(spans, ext4.Span{Start: block, Length: 1})
 }
 
-// owners finds the inodes that own the pending blocks, and counts them as changed.
+// owners finds the inodes that refer to the pending blocks, and counts them as changed.
 func (n *inodes) owners(ctx context.Context) error {
 	if len(n.pending) == 0 {
 		return nil

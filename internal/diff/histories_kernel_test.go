@@ -107,8 +107,8 @@ func (c tally) add(name string, listing diff.Listing) {
 	}
 }
 
-// image compares the histories of one image with the image, and for half of the images with one
-// another.
+// image creates an image and volumes that changed it, and compares each volume with the image. For
+// half of the images it also compares the volumes with one another.
 func (s *stand) image(seed uint64, l layout, c tally) {
 	s.t.Helper()
 	random, g := rand.New(rand.NewPCG(seed, 2)), fshistory.New(seed, l.filesystem)

@@ -30,8 +30,8 @@ var errUnproved = errors.New("not proved")
 // records differ.
 //
 // Each other changed block in use must be accounted for. It belongs to one of these inodes or to
-// the file system itself. Otherwise its owner is searched among all inodes, and counts as changed,
-// too. If a block remains, the error is errUnproved.
+// the file system itself. Otherwise all inodes are searched for the one that refers to it, which
+// then counts as changed, too. If a block remains, the error is errUnproved.
 type inodes struct {
 	volumes      [2]Volume // lower, upper
 	lower, upper *ext4.FileSystem

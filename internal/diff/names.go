@@ -105,7 +105,7 @@ func (s *names) search(ctx context.Context) error {
 	return s.below(ctx, "", []uint32{rootInode})
 }
 
-// below searches a directory. It is the last of the parents.
+// below searches the directory dir. The last of the parents is its inode.
 func (s *names) below(ctx context.Context, dir string, parents []uint32) error {
 	if err := ctx.Err(); err != nil {
 		return err

@@ -66,7 +66,7 @@ func (d *Differ) open(ctx context.Context, key string) (*containerd, error) {
 }
 
 // lease returns a context whose lease makes containerd keep written content for at least an hour,
-// or during the caller's lease. containerd does not always pass that lease on.
+// or during the caller's lease. containerd does not always pass its caller's lease to a differ.
 func (c *containerd) lease() (context.Context, error) {
 	if _, ok := leases.FromContext(c.ctx); ok {
 		return c.ctx, nil

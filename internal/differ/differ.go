@@ -45,8 +45,8 @@ type Snapshots interface {
 
 // Pool reports the blocks in which two volumes differ.
 type Pool interface {
-	// Delta calls yield, in order, with the blocks that two volumes do not map to the same block of
-	// the pool.
+	// Delta calls yield, in order, with the runs of blocks that two volumes map to different blocks
+	// of the pool, or that only one of them maps.
 	Delta(ctx context.Context, left, right thin.ID, yield func(thinmeta.Run) error) error
 	// BlockBytes is the size of a block.
 	BlockBytes() uint64
@@ -101,8 +101,9 @@ func (d *Differ) List(
 var errNotOurs = fmt.Errorf("not mounts of thinsnap's snapshots: %w", errdefs.ErrNotImplemented)
 
 // Compare writes the changes from lower to upper to containerd's content store, as an OCI layer,
-// and returns its descriptor. Before anything is written, all errors are errdefs.ErrNotImplemented,
-// also for mounts that are not thinsnap's: containerd then asks its next differ.
+// and returns its descriptor. If the mounts are not thinsnap's, or the comparison fails before
+// anything is written, the error is errdefs.ErrNotImplemented: containerd then asks its next differ.
+// It must not ask after metadata.ErrWritesLost, because the next differ would not see the loss.
 func (d *Differ) Compare(
 	ctx context.Context, lower, upper []mount.Mount, opts ...coreDiff.Opt,
 ) (ocispec.Descriptor, error) {
@@ -139,7 +140,7 @@ func (d *Differ) Compare(
 	case ctx.Err() != nil:
 		d.stats.cancelled.Add(1)
 		return ocispec.Descriptor{}, context.Cause(ctx)
-	case errors.As(err, &unwritten) && !errors.Is(err, metadata.ErrWritesLost): // the next differ cannot see these
+	case errors.As(err, &unwritten) && !errors.Is(err, metadata.ErrWritesLost):
 		return ocispec.Descriptor{}, d.leave(ctx, lowerKey, upperKey, err)
 	default:
 		d.stats.failed.Add(1)

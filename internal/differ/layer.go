@@ -107,8 +107,8 @@ func (d *Differ) verify(ctx context.Context, s sides, config *coreDiff.Config) e
 	if err := diff.WriteTar(ctx, ours, s.upper, s.listing.Changes, writerOptions(config)...); err != nil {
 		return err
 	}
-	// As in archive.WriteDiff, whose walk does not follow a root below /proc, which is a symbolic
-	// link.
+	// As archive.WriteDiff does, but with "/." after the roots: they may be symbolic links below
+	// /proc, which the walk would not follow.
 	tar := archive.NewChangeWriter(theirs, s.upper.Root, writerOptions(config)...)
 	err := fs.Changes(ctx, s.lower.Root+"/.", s.upper.Root+"/.", tar.HandleChange)
 	if err = errors.Join(err, tar.Close()); err != nil {

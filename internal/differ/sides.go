@@ -14,7 +14,8 @@ import (
 	"github.com/thinsnap/thinsnap/snapshotter"
 )
 
-// releaseTime limits the wait for the removal of a frozen copy, which continues in the background.
+// releaseTime limits the cleanup after a comparison: the wait for the removal of a frozen copy,
+// which continues in the background, and each of the calls that clean up in containerd.
 const releaseTime = 10 * time.Second
 
 // sides are two snapshots, each at one moment, and their differences.
@@ -80,7 +81,7 @@ func (d *Differ) between(ctx context.Context, lowerKey, upperKey string, use fun
 	return used
 }
 
-// release releases a side. The result does not depend on it: a frozen copy is discarded.
+// release releases a side in the background: the layer does not depend on it.
 func release(ctx context.Context, frozen *snapshotter.Frozen) {
 	go func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), releaseTime)

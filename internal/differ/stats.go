@@ -12,7 +12,7 @@ type Stats struct {
 	Inodes     uint64 // by diff.Inodes
 	Walked     uint64 // by diff.Walk
 	Left       uint64 // left to containerd's next differ
-	Failed     uint64 // while the layer was written
+	Failed     uint64 // while the layer was written, or because writes to a snapshot were lost
 	Cancelled  uint64
 	Mismatched uint64 // found by Options.Verify
 

@@ -58,8 +58,8 @@ func (u *upload) open() (err error) {
 // written reports whether written content may be left.
 func (u *upload) written() bool { return u.writer != nil && !u.isOld }
 
-// commit commits the blob, and has containerd keep it. containerd does not commit a blob that it
-// already has, so that blob gets no lease (Write in plugins/services/content/contentserver).
+// commit commits the blob, and has containerd keep it. containerd does not add a blob that it
+// already had to the lease (Write in plugins/services/content/contentserver), so commit does.
 func (u *upload) commit(blob, diffID digest.Digest, labels map[string]string) error {
 	err := u.writer.Commit(u.store.ctx, 0, blob, content.WithLabels(labels))
 	u.isOld = errdefs.IsAlreadyExists(err)
@@ -71,7 +71,7 @@ func (u *upload) commit(blob, diffID digest.Digest, labels map[string]string) er
 			return fmt.Errorf("lease the layer: %w", err)
 		}
 	}
-	if u.isOld { // unless containerd's collector was faster than the lease
+	if u.isOld { // label fails if containerd collected the blob before the lease
 		return u.store.label(blob, diffID)
 	}
 	return nil
