@@ -254,8 +254,9 @@ func TestInstallOnABadPool(t *testing.T) {
 	require.False(t, slices.ContainsFunc(b.took(), func(c string) bool { return strings.Contains(c, "setup") }))
 }
 
-// TestRemoveWhileInUse: containerd keeps the snapshotter until nothing uses it, but new containers
-// do not use it: the pods of DaemonSets, such as the one that removes thinsnap, return at once.
+// TestRemoveWhileInUse: containerd keeps the snapshotter while containers use it, but no new
+// container gets it. Otherwise it would stay in use: a DaemonSet, such as the one that removes
+// thinsnap, replaces a deleted pod at once.
 func TestRemoveWhileInUse(t *testing.T) {
 	b := newBench(t)
 	require.NoError(t, b.Install(t.Context(), filesOf("1"), setup.System, "--default"))

@@ -17,9 +17,9 @@ import (
 )
 
 // Prove verifies, by the file systems of adopted volumes, that the adopted pool is the recorded
-// one, and that it has the volumes of all snapshots and kept leftovers. It activates some of them,
-// read-only, and deactivates them again. Before, the caller removes the snapshotter's own mounts
-// (rootdir.Mounts) with filesystem.UnmountAll, and Prove deactivates the pool's volumes.
+// one, and that it has the volumes of all snapshots and kept leftovers. It first deactivates the
+// pool's volumes, and then activates some of them, read-only, for a moment. The caller must have
+// removed the snapshotter's own mounts (rootdir.Mounts, filesystem.UnmountAll).
 //
 // It fails with errdefs.ErrFailedPrecondition if the pool is another one or lacks a volume, and
 // with errdefs.ErrUnavailable while a volume is in use.

@@ -77,8 +77,8 @@ func (loop) Plan(_ context.Context, rec metadata.PoolRecord, c config.Config) ([
 	}, nil
 }
 
-// leastData is the minimum size of a new data file, in bytes, unless c.Pool.Loop.DataSize is less:
-// it holds a base volume and some data.
+// leastData is the minimum size of a new data file, in bytes: it holds a base volume and some data.
+// It is also the minimum of pool.loop.data_size.
 const leastData = 64 << 20
 
 // firstSize returns the size, in bytes, of the new data file.

@@ -119,7 +119,7 @@ func (e *editor) rename(old, name string) {
 	}
 }
 
-// renameIn does the same in a decoded value.
+// renameIn is rename for a decoded value.
 func renameIn(value any, old, name string) {
 	switch v := value.(type) {
 	case map[string]any:

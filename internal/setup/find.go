@@ -55,8 +55,9 @@ const (
 	systemUnit  = "containerd.service"
 )
 
-// Find returns the containerds of this machine: those that run as root, the system's if it does not
-// run, and those of k3s and RKE2. It executes nothing. Errors are those of the operating system.
+// Find returns the containerds of this machine: those that run as root, and the installed ones of
+// the system, k3s and RKE2 that do not run. It executes nothing. Errors are those of the operating
+// system.
 func Find() ([]Containerd, error) { return host{"/"}.find() }
 
 // Only returns the containerd of the given kind. It fails with errdefs.ErrNotFound if the machine

@@ -13,7 +13,7 @@ import (
 )
 
 // Load reads containerd's configuration and its imports. It fails if containerd would not start its
-// built-in devmapper snapshotter with it, and if containerd 1.x and 2.x would start it differently.
+// built-in devmapper snapshotter with it, or if containerd 1.x and 2.x would start it differently.
 //
 // Errors match errdefs.ErrNotFound, ErrInvalidArgument, ErrNotImplemented for an unknown version,
 // and ErrFailedPrecondition if the releases differ; or they come from the operating system.

@@ -27,7 +27,8 @@ const (
 )
 
 var (
-	// assigned matches such a key with its value in TOML, in JSON, in a comment and in a message.
+	// assigned matches a key with a secret word and its value: in TOML, in JSON, in a comment or in
+	// a message.
 	assigned = regexp.MustCompile(`(?i)[\w.-]*` + anySecret + `[\w.-]*(?:\\?["'])?\s*[=:]\s*` + aValue)
 	// userOf matches the user and the password in a URL.
 	userOf = regexp.MustCompile(`[A-Za-z][A-Za-z0-9+.-]*://([^\s/"'@]+)@`)

@@ -11,7 +11,8 @@ import (
 	"github.com/docker/go-units"
 )
 
-// Config is the content of the files, with containerd's defaults for missing keys.
+// Config is containerd's configuration: the content of its file and imports, with defaults for
+// missing keys.
 type Config struct {
 	// Files are the file and its imports, in the order in which containerd reads them.
 	Files []string

@@ -17,7 +17,7 @@ import (
 
 const version = 1
 
-// A Record lists the changes, in a file of its own. Open creates one.
+// A Record lists the changes, in a file of its own. Open returns one.
 type Record struct {
 	path    string
 	entries []entry
@@ -205,7 +205,7 @@ func (r *Record) add(f File) error {
 		r.entries = append(r.entries, entry{Path: f.Path, Created: f.Before == nil})
 		i = len(r.entries) - 1
 	}
-	// before shares the slices of the entries.
+	// Copy the slices of the entry before appending: rollBack needs the old ones.
 	e := r.entries[i]
 	dirs, err := makeDirs(filepath.Dir(f.Path))
 	if err != nil {
