@@ -270,8 +270,9 @@ func writeUntil(file string, full <-chan struct{}) error {
 	}
 }
 
-// requireNoFailure requires that no write failed, except for a kernel race (at least up to Linux
-// 7.2): blocks freed while the worker of a full pool processes a write fail that write.
+// requireNoFailure requires that no write failed, except by a race in the kernel (at least up to
+// Linux 7.2). If blocks are freed while the worker of a full pool processes a write, that write
+// fails.
 func (s *sharedDisk) requireNoFailure(t *testing.T, err error) {
 	t.Helper()
 	if err == nil {

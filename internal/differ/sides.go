@@ -14,8 +14,8 @@ import (
 	"github.com/thinsnap/thinsnap/snapshotter"
 )
 
-// releaseTime limits the cleanup after a comparison: the wait for the removal of a frozen copy,
-// which continues in the background, and each of the calls that clean up in containerd.
+// releaseTime limits each step of the cleanup after a comparison. The removal of a frozen copy
+// continues in the background.
 const releaseTime = 10 * time.Second
 
 // sides are two snapshots, each at one moment, and their differences.

@@ -25,7 +25,8 @@ import (
 // the pool after a crash. The record of a foreign pool is written after the pool is open.
 //
 // It fails with errdefs.ErrFailedPrecondition if c describes another pool than the record, if the
-// pool found is not the recorded one, or if the pool cannot be made. It then has changed nothing.
+// pool found is not the recorded one, or if the pool cannot be made. Then at most the record and the
+// files of a new pool were made.
 func Open(ctx context.Context, store *metadata.Store, control *devmapper.Control, c config.Config) (*pool.Pool, error) {
 	mode, err := modeOf(c.Pool.Mode)
 	if err != nil {
