@@ -14,9 +14,9 @@ import (
 var ErrNotOpen = errdefs.ErrUnavailable.WithMessage("the pool is not open")
 
 // Backend is the daemon behind the server. Its methods are called concurrently. Their errors have
-// the classes of errdefs. Except for Check, Diff, ExtendPool, Trim, Fork, RemoveLeftover,
-// AcceptClient, ResetClient and RemoveClient, they change nothing, and must not commit the pool's
-// metadata.
+// the classes of errdefs. Check commits the pool's metadata, to read it; so does Diff, which may make
+// frozen copies. ExtendPool, Trim, Fork, RemoveLeftover, AcceptClient, ResetClient, RemoveClient, and
+// Check with repair make changes. The other methods change nothing and must not commit the metadata.
 type Backend interface {
 	// Info fills in all fields except Daemon.
 	Info(ctx context.Context) (Info, error)
@@ -50,7 +50,7 @@ type Backend interface {
 	Fork(ctx context.Context, key string) (Fork, error)
 	// Leftovers returns the kept leftovers, sorted by id.
 	Leftovers(ctx context.Context) ([]Leftover, error)
-	// RemoveLeftover has one of them deleted in the background, and returns the others. It fails
+	// RemoveLeftover deletes a kept leftover in the background, and returns the others. It fails
 	// with errdefs.ErrNotFound if none has the id.
 	RemoveLeftover(ctx context.Context, id uint32) ([]Leftover, error)
 	// AcceptClient lets a client remove the snapshots of earlier clients, and returns its

@@ -14,9 +14,9 @@ import (
 // steps.
 const changeGrace = 10 * time.Second
 
-// bounded is a Backend whose methods return when their context ends, even if an ioctl hangs,
-// because ioctls ignore contexts. A stuck call continues in the background and keeps its turn, so
-// the number of stuck goroutines is limited.
+// bounded is a Backend whose methods below return soon after their context has ended, even if an
+// ioctl, which ignores contexts, hangs. A stuck call continues in the background and keeps its turn,
+// so the number of stuck goroutines is limited.
 type bounded struct {
 	Backend
 	info, pool, snapshots, inspect, diff, trash, check, extend, trim, fork, leftovers, owners, removal turns

@@ -125,7 +125,7 @@ func (c *Client) Leftovers(ctx context.Context) ([]Leftover, error) {
 	return list.Leftovers, err
 }
 
-// RemoveLeftover has the daemon delete one of them, and returns the others.
+// RemoveLeftover has the daemon delete a kept leftover, and returns the others.
 func (c *Client) RemoveLeftover(ctx context.Context, id uint32) ([]Leftover, error) {
 	query := url.Values{"device_id": {strconv.FormatUint(uint64(id), 10)}}
 	list, err := ask[LeftoverList](ctx, c, http.MethodPost, "/v1/leftovers/remove?"+query.Encode(), answerTime)

@@ -20,8 +20,7 @@ import (
 // maxScrapes limits the concurrent scrapes. Further ones get 503 at once.
 const maxScrapes = 4
 
-// Metrics has the daemon's metrics, in a registry without Go's global ones. It is safe for
-// concurrent use.
+// Metrics has the daemon's metrics, in a registry of its own. It is safe for concurrent use.
 type Metrics struct {
 	registry  *prometheus.Registry
 	durations *prometheus.HistogramVec
@@ -45,8 +44,7 @@ func NewMetrics(backend Backend, version, revision string) *Metrics {
 		durations: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "thinsnap_operation_duration_seconds",
 			Help: "Duration of snapshotter operations; the outcome is a gRPC code.",
-			// From half a millisecond, less than one commit, to half a minute, the timeout of
-			// clients.
+			// From half a millisecond, in which no commit ends, to half a minute.
 			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 17),
 		}, []string{"client", "method", "outcome"}),
 		running: prometheus.NewGaugeVec(prometheus.GaugeOpts{

@@ -132,8 +132,8 @@ type LeftoverList struct {
 	Leftovers []Leftover `json:"leftovers"` // sorted by id
 }
 
-// Leftover is a volume that is kept because it was written to, but the store does not know its
-// snapshot: the store is older than the pool.
+// Leftover is a volume that is kept because a client may have written to it, but the store has no snapshot of it: the
+// store is older than the pool, or the volume was adopted without a snapshot.
 type Leftover struct {
 	DeviceID uint32    `json:"device_id"`
 	Mapped   uint64    `json:"mapped_bytes"` // the bytes that the volume maps
@@ -191,7 +191,7 @@ type SnapshotCounts struct {
 type Volumes struct {
 	Active uint64 `json:"active"` // volumes with a mapped device
 	Spares uint64 `json:"spare"`  // the spares among them
-	Frozen uint64 `json:"frozen"` // the frozen copies of snapshots in use among them
+	Frozen uint64 `json:"frozen"` // the frozen copies among them
 	// Trash is the number of volumes of removed snapshots that are not deleted yet. Docker calls them
 	// deferred deleted devices.
 	Trash uint64 `json:"trash"`
