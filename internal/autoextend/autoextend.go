@@ -97,9 +97,9 @@ func (e *Extender) Report() Report {
 	return e.report
 }
 
-// Run extends the pool when needed, first at the call, until ctx ends, which is not an error. It
-// also ends a running MakeRoom. Call Run once. With a threshold of 100 % it extends nothing, but
-// still logs the pool's states and counts the extensions by other programs.
+// Run extends the pool when needed, first at the call, until ctx ends, which is not an error. Before
+// it returns, it ends a running MakeRoom. Call Run once. With a threshold of 100 % it extends
+// nothing, but still logs the pool's states and counts the extensions by other programs.
 func (e *Extender) Run(ctx context.Context, events Events) error {
 	defer e.awaitRoom()
 	defer e.stop() // ends MakeRoom, also if the events fail
@@ -271,13 +271,13 @@ func (e *Extender) target(
 	return data, metadata, cmp.Or(stuck, stuckMetadata)
 }
 
-// setStuck records why the pool does not grow. It logs the first reason since the last growth.
+// setStuck records why the pool does not grow, or "". It logs the first of consecutive reasons.
 func (e *Extender) setStuck(ctx context.Context, stuck string) {
 	e.mu.Lock()
 	before := e.report.Stuck
 	e.report.Stuck = stuck
 	e.mu.Unlock()
-	// Later reasons differ only in their numbers.
+	// Later reasons mostly differ only in their numbers.
 	if stuck != "" && before == "" && ctx.Err() == nil {
 		log.G(ctx).WithField("pool", e.name).Warn("pool autoextend is stuck: " + stuck)
 	}

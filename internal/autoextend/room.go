@@ -22,8 +22,9 @@ func (e *Extender) MakeRoom(ctx context.Context, percent uint64) {
 	}
 }
 
-// startMaking starts an extension, unless one runs or has failed in the last ten seconds: each
-// attempt runs LVM's programs. The channel is closed when the extension has ended.
+// startMaking starts an extension, unless one runs. For retryInterval after a failure it starts
+// none, because each attempt may run LVM's programs, unless other programs write to the disk below
+// the pool. The channel is closed when no extension runs.
 func (e *Extender) startMaking(ctx context.Context, percent uint64) <-chan struct{} {
 	e.mu.Lock()
 	defer e.mu.Unlock()
