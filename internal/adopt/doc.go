@@ -36,19 +36,19 @@
 //	after    built-in          thinsnap  names in meta.db  Run            Undo
 //	1        works             starts    old               starts over    has nothing to do
 //	2, 3     works             refuses   old               starts over    removes the journal
-//	4 to 6   does not start    refuses   old               continues      u4 to u6
+//	4 to 6   does not start    refuses   old               continues      u1, u4 to u6
 //	7, 8     does not start    refuses   new               continues      u1 to u6
 //	9        does not start    works     new               is complete    u1 to u6
-//	u1, u2   does not start    refuses   new               refuses        continues
+//	u1, u2   does not start    refuses   new or old        refuses        continues
 //	u3, u4   does not start    refuses   old               refuses        continues
 //	u5       works             refuses   old               refuses        continues
 //	u6       works             starts    old               starts over    has nothing to do
 //
 // The collector removes a running snapshotter's snapshots if meta.db has no names for them. So in
-// each row at most one of the built-in and thinsnap runs, and meta.db has its names. The collector
-// may also remove names of snapshots that nothing refers to; the next snapshotter that runs removes
-// these snapshots. Names that an image, a container or a lease refers to remain, even if their
-// snapshotter does not run.
+// each row at most one snapshotter that has the snapshots runs, and meta.db has its names. (In rows
+// 1 and u6 thinsnap does not have them.) The collector may also remove names of snapshots that
+// nothing refers to; the next snapshotter that runs removes these snapshots. Names that an image, a
+// container or a lease refers to remain, even if their snapshotter does not run.
 //
 // The built-in opens POOL.db when it starts. If the file were missing, it would create a new one
 // and allocate ids that are in use, so the name is never free. bbolt does not write to a file that
@@ -59,8 +59,8 @@
 // # Locks
 //
 // The root directory is locked against thinsnap. The three databases are locked for reading from
-// the start, so containerd waits if it starts. It would then have opened the file under its old
-// name, and would use it after step 4. So step 4 ends with a lease of that file, which the kernel
-// grants only if no other process has it open. In step 7 bbolt takes its own lock of meta.db. If
-// containerd gets the lock first, the run fails, and the next one continues.
+// the start, so containerd waits if it starts. A waiting containerd has opened the file under its
+// old name, and would use it after step 4. So step 4 ends with a lease of that file, which the
+// kernel grants only if no other process has it open. In step 7 bbolt takes its own lock of
+// meta.db. If containerd gets the lock first, the run fails, and the next one continues.
 package adopt

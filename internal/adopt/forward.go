@@ -18,7 +18,7 @@ import (
 // forward takes the steps after the journal, without those that a killed run has completed.
 func (a *adoption) forward(ctx context.Context) error {
 	r := a.record
-	// The pool's owner may have loaded the old table again.
+	// The program that loads the pool at boot may have loaded the old table again.
 	if err := a.zero(ctx, r.Device); err != nil {
 		return err
 	}

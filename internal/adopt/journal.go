@@ -23,8 +23,8 @@ const (
 	openName   = "journal.json" // the record of an unfinished adoption or undo
 	closedName = "adopted.json" // the record of a complete adoption
 	storeName  = "store.db"     // the store when it was built
-	backupName = "backup"       // the directory of the copies of the three databases, with meta.db and
-	builtinDir = "devmapper"    // a directory with those of the built-in, because one of them can be named meta.db too
+	backupName = "backup"       // the directory with the copy of meta.db and with builtinDir
+	builtinDir = "devmapper"    // the directory with the copies of the built-in's databases; one can be named meta.db
 )
 
 // recordFormat is the version of a Record.
@@ -35,8 +35,8 @@ type Phase string
 
 // The phases of an adoption.
 const (
-	Forward Phase = "forward" // unfinished: `thinsnap adopt` completes or undoes it
-	Back    Phase = "back"    // being undone: `thinsnap adopt --undo` completes that
+	Forward Phase = "forward" // unfinished: `thinsnap adopt devmapper` completes or undoes it
+	Back    Phase = "back"    // being undone: `thinsnap adopt devmapper --undo` completes that
 	Adopted Phase = "adopted" // complete
 )
 

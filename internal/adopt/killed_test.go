@@ -99,8 +99,8 @@ func passFailpoint(name string) {
 	return k
 }
 
-// do runs or undoes an adoption in another process, which the failpoint number at kills. It returns
-// the passed failpoints.
+// do runs or undoes an adoption in another process, and kills it at the passed failpoint with the
+// number at. It returns the passed failpoints.
 func (k *killed) do(t *testing.T, s fixture, what string, at int) (passed []string) {
 	t.Helper()
 	cmd := exec.Command(k.program, "-test.run=^TestToBeKilled$")

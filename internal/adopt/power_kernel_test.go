@@ -223,7 +223,7 @@ func (p *powerCuts) runAgain(t *testing.T, text string) {
 		require.ErrorIs(t, err, errdefs.ErrFailedPrecondition, text)
 	case Adopted:
 		require.ErrorIs(t, err, errdefs.ErrAlreadyExists, text)
-		// A complete adoption leaves this to the pool's owner after a boot.
+		// After a complete adoption and a boot, the program that loads the pool does this.
 		require.NoError(t, p.change(func(k *kernel) { k.Skip = false }))
 	default:
 		require.NoError(t, err, text)

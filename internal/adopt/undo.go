@@ -62,7 +62,8 @@ func undo(ctx context.Context, root string, report func(step string), m machine)
 		return err
 	}
 	phase := a.record.Phase
-	// If not, a killed undo has done it, and the built-in may have used the pool since.
+	// Otherwise a killed undo has withdrawn the store and unblocked the built-in, which may have used
+	// the pool since.
 	if blocked || phase != Back {
 		if err := a.withdrawStore(ctx); err != nil {
 			return err
@@ -85,8 +86,8 @@ func undo(ctx context.Context, root string, report func(step string), m machine)
 	return a.forget()
 }
 
-// withdrawStore ends thinsnap's use of the pool if the store is in its place, without which
-// thinsnap could not use it. The journal comes first.
+// withdrawStore writes the journal, and then ends thinsnap's use of the pool. Before step 8 the root
+// has no store, and thinsnap cannot have used the pool.
 func (a *adoption) withdrawStore(ctx context.Context) (err error) {
 	path := rootdir.Store(a.root)
 	found, err := exists(path)
@@ -122,8 +123,8 @@ func (a *adoption) withdrawStore(ctx context.Context) (err error) {
 			return err
 		}
 	}
-	// The pool's owner may have loaded the old table at a boot. thinsnap does not open a pool that
-	// does not zero new blocks.
+	// The program that loads the pool at boot may have loaded the old table. thinsnap does not open a
+	// pool that does not zero new blocks.
 	if err := a.zero(ctx, a.record.Device); err != nil {
 		return err
 	}

@@ -109,7 +109,7 @@ func (c *comparer) parent(s *Snapshot, d Device, found bool) {
 
 // ancestry reports snapshots that are their own ancestors, and their descendants.
 func (c *comparer) ancestry() {
-	// ends has the visited snapshots by key, with true if their ancestors have an end.
+	// ends has the visited snapshots by key, with false if their ancestors form a cycle.
 	ends := make(map[string]bool, len(c.dbs.Snapshots))
 	for i := range c.dbs.Snapshots {
 		var path []*Snapshot

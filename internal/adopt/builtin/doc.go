@@ -4,7 +4,7 @@
 // # Layout
 //
 // The layout is that of containerd 1.3 to 2.4. File names are those of containerd 2.4.2. A varint
-// is encoded as in encoding/binary, and fills its value.
+// is encoded as in encoding/binary, and nothing follows it in a value.
 //
 // ROOT/metadata.db has the snapshots (core/snapshots/storage/bolt.go). The snapshotter opens it
 // with its first call, not when it starts (core/snapshots/storage/metastore.go:

@@ -15,14 +15,14 @@ const (
 	StateUnknown      State = iota // recorded; no volume yet (AddDevice)
 	StateCreating                  // the volume may exist
 	StateCreated                   // the volume exists
-	StateActivating                // the volume exists, and is being mapped
-	StateActivated                 // mapped until the host restarts: an active snapshot or a View
+	StateActivating                // the volume exists, and is being activated
+	StateActivated                 // active until the host restarts: an active snapshot or a View
 	StateSuspending                // for a child, or for a commit
 	StateSuspended                 //
 	StateResuming                  //
-	StateResumed                   // mapped, but not activated when containerd starts
+	StateResumed                   // active, but not activated again when containerd starts
 	StateDeactivating              //
-	StateDeactivated               // the volume exists, and is unmapped when it is closed: a committed snapshot
+	StateDeactivated               // the volume exists, and is inactive after its last close: a committed snapshot
 	StateRemoving                  // the volume may exist
 	// StateRemoved is the state after the volume was deleted and before its record is deleted
 	// (pool_device.go: RemoveDevice). With async_remove it is also the state of a volume that

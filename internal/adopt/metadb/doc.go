@@ -46,7 +46,7 @@
 // The sequence of the bucket v1/NS/snapshots/SN numbers the names in the snapshotter, NS/NUMBER/KEY
 // (core/metadata/snapshot.go, createKey), so it must never restart.
 //
-// # Not in this file
+// # Not in meta.db
 //
 // The mount manager of containerd 2.4 (core/mount/manager) has labels gc.bref.snapshot.SN in its
 // own database, which a reboot removes. A checkpoint image has the name in an annotation of its

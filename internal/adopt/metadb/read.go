@@ -19,7 +19,7 @@ import (
 // have one of these classes:
 //
 //   - FailedPrecondition: a process has the database open for longer than a second, or the file is
-//     older than containerd 1.3 or not a meta.db
+//     older than containerd 1.3, not a meta.db, or a symbolic link
 //   - NotImplemented: a newer containerd made the file, or it has an unknown kind of object
 //   - DataLoss: the file is damaged
 //   - Unavailable: the file cannot be read

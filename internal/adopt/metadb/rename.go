@@ -13,34 +13,36 @@ import (
 	"github.com/thinsnap/thinsnap/metadata/boltfile"
 )
 
-// Rename gives the snapshotter from the name to, wherever the database names it, in one
-// transaction. The snapshots in leave keep the old name, and so do labels and leases of them. If
-// the names of to are Vacant, Rename merges them: it keeps the higher sequence of two buckets. It
-// ignores Names.Problems.
+// Rename replaces a snapshotter's old name (from) by the new one (to), wherever the database has it,
+// in one transaction. The snapshots in leave keep the old name, and so do labels and leases of them.
+// If the Names of the new name are Vacant, Rename merges them: it keeps the higher sequence of two
+// buckets. It ignores Names.Problems.
 //
 // The file remains the same, with its owner, mode and attributes, and is on the disk when Rename
 // returns nil. An error means that nothing has changed, except for an error of the commit, which
 // says that its outcome is unknown. Then Renamed returns the outcome. Errors have the classes of
 // Read and:
 //
-//   - NotFound: nothing names from
-//   - AlreadyExists: the names of to are not Vacant
+//   - NotFound: the database does not have the old name
+//   - AlreadyExists: the Names of the new name are not Vacant, or an object has one of the labels
+//     for snapshots that are left out
 //   - InvalidArgument: a snapshot that is left out has a child that is not
-//   - FailedPrecondition: a label would be longer than containerd accepts
+//   - FailedPrecondition: a label would be longer than containerd accepts, or the file system is
+//     read-only
 //   - ResourceExhausted: the disk is full
 func Rename(ctx context.Context, path, from, to string, leave LeaveOut) error {
 	m := mover{from: from, to: to, leave: leave}
 	return update(ctx, path, fmt.Sprintf("rename the snapshotter %q to %q in", from, to), from, to, m.rename)
 }
 
-// Restore gives the snapshotter its former name from, in the present database, and merges it with
-// the snapshots that were left out. It keeps the higher sequence of two buckets. It does nothing if
-// nothing names to.
+// Restore undoes a Rename with the same names, in the present database: it replaces the new name
+// (to) by the old one (from), and merges the snapshots that were left out. It keeps the higher
+// sequence of two buckets. It does nothing if the database does not have the new name.
 //
 // If nothing else has changed the database since Rename, Restore makes it equal to the original,
-// with two exceptions. Entries of to from before Rename are gone, except for their sequence. An
-// empty bucket of labels, which containerd does not make, is gone from snapshots that were left
-// out.
+// with two exceptions. Entries that had the new name before Rename are gone, except for their
+// sequence. An empty bucket of labels, which containerd does not make, is gone from snapshots that
+// were left out.
 //
 // It fails like Rename, and with AlreadyExists also if a snapshot has both names, or if an object
 // has labels for both with different values.
@@ -49,9 +51,10 @@ func Restore(ctx context.Context, path, from, to string) error {
 	return update(ctx, path, fmt.Sprintf("rename the snapshotter %q back to %q in", to, from), from, to, m.restore)
 }
 
-// Renamed returns true if Rename was committed, in a database in which the names of to were Vacant
-// before. It syncs the file first. If Rename left out everything, it may return false; Rename can
-// then be called again. It fails like Read, and with Unavailable if the file cannot be synced.
+// Renamed returns true if a Rename with the same names was committed. Before it, the Names of the
+// new name must have been Vacant. Renamed syncs the file first. If Rename left out everything, it
+// may return false; Rename can then be called again. It fails like Read, and with Unavailable if the
+// file cannot be synced.
 func Renamed(ctx context.Context, path, from, to string) (bool, error) {
 	if err := checkNames(from, to); err != nil {
 		return false, err

@@ -11,10 +11,10 @@ import (
 	"github.com/thinsnap/thinsnap/metadata/boltfile"
 )
 
-// Verify reads a database after Rename, of which before is the result of Read. The snapshotter must
-// have the name to in the same places, the snapshots that are left out must have the old name, and
-// nothing else may have changed. Otherwise it fails with DataLoss, and the file must not be used.
-// It also fails like Read.
+// Verify verifies a database after Rename. before is the result of a Read before it. The same places
+// must have the name in to, the snapshots that are left out must have the old name, and nothing else
+// may have changed. Otherwise Verify fails with DataLoss, and the file must not be used. It also
+// fails like Read.
 func Verify(ctx context.Context, path string, before Names, to string, leave LeaveOut) error {
 	if err := checkNames(before.Snapshotter, to); err != nil {
 		return err

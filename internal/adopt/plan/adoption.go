@@ -56,8 +56,8 @@ func (j *judgement) record(s *snapshot) metadata.Snapshot {
 const noUUID = "00000000-0000-0000-0000-000000000000"
 
 // witnesses returns the volumes that identify the pool: those of committed snapshots without a
-// parent, each with its own file system. A witness lives as long as its descendants, so those with
-// the most descendants come first.
+// parent, each with its own file system. A witness cannot be removed before its descendants, so
+// those with the most descendants come first.
 func (j *judgement) witnesses() []metadata.AdoptedVolume {
 	descendants := make(map[*snapshot]int)
 	var roots []*snapshot

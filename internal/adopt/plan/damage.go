@@ -59,7 +59,7 @@ func (j *judgement) judgeRecords(s *snapshot) {
 
 // judgeAncestry finds snapshots that are their own ancestors.
 func (j *judgement) judgeAncestry() {
-	ends := make(map[*snapshot]bool, len(j.snapshots)) // snapshots whose ancestors have an end
+	ends := make(map[*snapshot]bool, len(j.snapshots)) // snapshots whose ancestors form no cycle
 	for _, s := range j.snapshots {
 		path := make(map[*snapshot]bool)
 		at := s

@@ -40,7 +40,7 @@ func (g *gatherer) checkPool() {
 		g.loaders = loaders(g.ctx, "/", g.options.Pool)
 	}
 	if mode := g.pool.status.Mode; mode == thin.ModeFail || mode == thin.ModeError {
-		g.unread = true // an obstacle
+		g.unread = true // poolState adds the obstacle
 		return
 	}
 	if g.unread {

@@ -29,7 +29,8 @@ func loaderPlaces() []string {
 }
 
 // loaders returns the text files below a root directory that may load the pool's table with
-// skip_block_zeroing at boot: they contain both words. It also searches the files that units start.
+// skip_block_zeroing at boot: they contain the pool's name and that word. It also searches the files
+// that units start.
 func loaders(ctx context.Context, root, poolName string) []string {
 	s := &loaderSearch{ctx: ctx, root: root, pool: []byte(poolName), seen: make(map[string]bool)}
 	for _, place := range loaderPlaces() {

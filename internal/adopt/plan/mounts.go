@@ -10,8 +10,8 @@ import (
 	"github.com/moby/sys/mountinfo"
 )
 
-// mountsOf returns the mount points of each block device, by "MAJOR:MINOR", in the mount name
-// spaces of all processes in a proc file system.
+// mountsOf returns the mount points of each block device, by "MAJOR:MINOR", in the mount namespaces
+// of all processes in a proc file system.
 func mountsOf(proc string) map[string][]string {
 	all := make(map[string][]string)
 	seen := make(map[string]bool)
