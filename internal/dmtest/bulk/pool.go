@@ -39,7 +39,7 @@ func (p *Pool) CreateSnap(ctx context.Context, _, _ thin.ID) error { return ctx.
 // Delete does nothing.
 func (p *Pool) Delete(ctx context.Context, _ thin.ID) error { return ctx.Err() }
 
-// Volumes returns no volumes.
+// Volumes returns no volumes, so that every device id can be used for a new one.
 func (p *Pool) Volumes(ctx context.Context, _, _ thin.ID) (map[thin.ID]bool, error) {
 	return nil, ctx.Err()
 }
@@ -86,7 +86,7 @@ func (p *Pool) CachedStatus(ctx context.Context, _ time.Duration) (pool.Status, 
 	return p.Status(ctx)
 }
 
-// IsActive returns true.
+// IsActive returns true for every volume, active or not.
 func (p *Pool) IsActive(thin.ID) bool { return true }
 
 // VolumePath returns a path that does not exist.

@@ -1,6 +1,6 @@
 // Package bulk stands in for a machine with any number of snapshots. It has a full store, and a
-// pool that has a volume for every device id and remembers only the active ones. A measurement with
-// them measures thinsnap alone.
+// pool that accepts every device id and remembers only the active volumes. A measurement with them
+// measures thinsnap alone.
 package bulk
 
 import (

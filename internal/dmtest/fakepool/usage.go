@@ -27,7 +27,8 @@ func (p *Pool) Usage(ctx context.Context, id, origin thin.ID, _ time.Duration) (
 	return pool.Usage{Mapped: v.mapped() * p.status.BlockBytes, Own: own * p.status.BlockBytes}, nil
 }
 
-// Exclusive returns the bytes that no other volume maps, except for those in besides.
+// Exclusive returns the bytes that no other volume maps, except for volumes in besides with the same
+// mappings.
 func (p *Pool) Exclusive(ctx context.Context, id thin.ID, besides ...thin.ID) (uint64, error) {
 	unlock, err := p.enter(ctx, "Exclusive", id)
 	if err != nil {

@@ -123,7 +123,8 @@ func within(o Op, size int64) (at, length int64) {
 	return at, min(o.Length, size-at)
 }
 
-// inPlace overwrites a part of a file with the result of of. The size of the file does not change.
+// inPlace overwrites a part of a file with the bytes that of() returns. The size of the file does
+// not change.
 func (r *Run) inPlace(o Op, of func(f *os.File, at, length int64) ([]byte, error)) error {
 	return r.onFile(o.Path, os.O_RDWR, func(f *os.File, size int64) error {
 		at, length := within(o, size)

@@ -115,7 +115,8 @@ func (g *Generator) pick(kinds ...kind) (string, bool) {
 	return of[g.rand.IntN(len(of))], true
 }
 
-// fresh returns an unused path in a directory that is not inside without.
+// fresh returns an unused path in a directory that is not inside the path without, and that has
+// space for room more levels.
 func (g *Generator) fresh(without string, room int) (string, bool) {
 	for range 10 {
 		parent := ""
