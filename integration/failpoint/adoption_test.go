@@ -137,7 +137,7 @@ func (s *builtin) run(args ...string) {
 	require.NoError(s, err)
 }
 
-// passed is run, and returns the failpoints that it passes, each as often as it does.
+// passed is run, and returns the failpoints in the order of their passes, with repetitions.
 func (s *builtin) passed(args ...string) (names []string) {
 	s.Helper()
 	out, err := s.try([]string{variable(tell, adoptFailpoints(s)...)}, args...)
@@ -150,7 +150,7 @@ func (s *builtin) passed(args ...string) (names []string) {
 	return names
 }
 
-// kill runs it with a failpoint that kills it, at the first or the second pass.
+// kill is run with a failpoint that kills the program, at its first or second pass.
 func (s *builtin) kill(failpoint string, second bool, args ...string) {
 	s.Helper()
 	action := crash
@@ -294,7 +294,7 @@ func (s *builtin) mapped() []string {
 	return all
 }
 
-// stopZeroing loads the pool's first table again, as its owner's script does.
+// stopZeroing loads the pool's first table again, like a script that loads the pool at boot.
 func (s *builtin) stopZeroing() {
 	s.Helper()
 	_, targets, err := s.control.Table(s.poolName)

@@ -277,7 +277,7 @@ func (r *trial) keys() (keys []string) {
 	return keys
 }
 
-// removeAll checks and removes every snapshot except those of the stand, and the daemon's leftovers.
+// removeAll checks and removes every snapshot except layer. It also removes the daemon's leftovers.
 func (r *trial) removeAll() {
 	r.Helper()
 	r.unmount()

@@ -140,7 +140,7 @@ func (s *Thinsnap) Start() error {
 	return s.Await(s.Ready)
 }
 
-// Launch is Start for a daemon that may never be ready. The variables are added to its environment.
+// Launch is Start without the wait, for a daemon that may never be ready. The variables are added to its environment.
 func (s *Thinsnap) Launch(env ...string) (err error) {
 	args := append(slices.Clone(s.Under), s.Program, "--config", s.Config(), "serve")
 	cmd := exec.Command(args[0], args[1:]...)

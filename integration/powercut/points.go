@@ -19,9 +19,9 @@ const (
 // Points records thinsnap's writes to a disk, and starts it on disks that have only a part of them, as after a power
 // cut.
 //
-// The machine has one processor, so its disk has one queue. With more, two flushes can run at a time, and the later one
-// can end first. The record assigns all writes to the flush that began first: at the end of the other it would show
-// them as not yet on stable storage, and thinsnap would seem to have lost acknowledged operations.
+// The machine has one processor, so its disk has one queue. With more, two flushes can run at a time, and the second
+// can end first. But the record puts the earlier writes at the end of the first flush. At the end of the second they
+// would seem to be lost, and with them the operations that thinsnap acknowledges then.
 func Points(ctx context.Context, o Options, points int) (Summary, error) {
 	var sum Summary
 	start := time.Now()

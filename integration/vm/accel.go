@@ -18,8 +18,8 @@ const (
 	probeWord  = "thinsnap-guest-boots"
 )
 
-// chooseAccel returns "kvm" or "tcg". A guest may not run on an existing /dev/kvm, so it boots one to find out. The
-// cache keeps the answer while the host's kernel and QEMU stay the same.
+// chooseAccel returns "kvm" or "tcg". On some hosts no guest boots with KVM although /dev/kvm exists, so it tries
+// one. The cache keeps the answer while the host's kernel and QEMU stay the same.
 func chooseAccel(ctx context.Context, cache string, k kernel, initrd string) (string, error) {
 	if !accessible("/dev/kvm") {
 		return "tcg", nil

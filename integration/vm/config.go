@@ -25,8 +25,8 @@ type Config struct {
 	CPUs      int // default: 2; a user-mode guest has one
 	// Accel is "kvm", "tcg", "uml" for a user-mode kernel, or "" for KVM if a guest boots on it, else TCG.
 	Accel string
-	// BootLimit bounds the time until the guest's agent answers; default: 3 minutes, with a Root 9. An emulated guest
-	// that exceeds a third of it is booted once more.
+	// BootLimit bounds the time until the guest's agent answers. The default is 3 minutes, or 9 with a Root. An emulated
+	// guest that exceeds a third of it, or fails with ErrStaleCode, is booted once more, with the whole limit.
 	BootLimit time.Duration
 
 	// KernelOptions are added to the kernel's command line, separated by spaces.

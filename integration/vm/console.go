@@ -18,8 +18,8 @@ const hangSeconds = 120
 // lockup is the kernel's warning (watchdog_timer_fn in kernel/watchdog.c).
 var lockup = regexp.MustCompile(`soft lockup - CPU#\d+ stuck for (\d+)s!`)
 
-// staleCode is the kernel's report of a breakpoint that is not its own (exc_int3 in arch/x86/kernel/traps.c). The
-// kernel sets one while it replaces an instruction.
+// staleCode is the kernel's report of a breakpoint that it does not know (exc_int3 in arch/x86/kernel/traps.c). It sets
+// one while it replaces an instruction, and no longer knows it afterwards; see ErrStaleCode.
 var staleCode = regexp.MustCompile(`\bint3: 0000 \[#\d+\]`)
 
 // console keeps the last lines of the guest's kernel and process 1. It is safe for concurrent use.
@@ -65,7 +65,7 @@ func (c *console) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// staleCode reports whether the kernel met a breakpoint that is not its own.
+// staleCode reports whether the kernel met a breakpoint that it does not know.
 func (c *console) staleCode() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -16,8 +16,8 @@ func defaultMemory() int {
 	return wantedMemory
 }
 
-// GuestsAtATime returns how many guests with this number of processors run side by side on the host, at least one. Each
-// gets the processors, its memory, and half as much again for its use of the host's memory.
+// GuestsAtATime returns how many guests with this number of processors run side by side on the host, at least one. A
+// guest counts with one and a half times its memory, because QEMU and the disk images use the host's memory too.
 func GuestsAtATime(cpus int) int {
 	return max(1, min(runtime.NumCPU()/max(1, cpus), hostMemory()/(wantedMemory+wantedMemory/2)))
 }

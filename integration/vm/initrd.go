@@ -28,7 +28,7 @@ func initrd(k kernel, system bool) (string, error) {
 }
 
 // ramdisk returns the path of an initial RAM disk, which it makes if the cache has none for this kernel, busybox and
-// init script. A script always has the same modules.
+// script. Calls with the same script must have the same modules.
 func ramdisk(k kernel, script []byte, modules []string) (string, error) {
 	busybox, err := os.ReadFile("/bin/busybox")
 	if err != nil {

@@ -23,7 +23,7 @@ const kernelOptions = "console=ttyS0 loglevel=5 panic=-1 oops=panic mitigations=
 // emulated processor down: without them a pool's tests take a third less time.
 //
 // When the first memory cgroup is made, the kernel rewrites an instruction of kmem_cache_alloc, unless kernel memory is
-// not accounted. Both emulated processors have been seen to hang there.
+// not accounted. Emulated guests have hung there, with both of their processors.
 //
 // Debian's kernel clears all memory that it allocates, and checks the bounds of copies from and to programs: a tenth of
 // an emulated processor's work.

@@ -66,8 +66,9 @@ func (c *Containerd) Nerdctl(t testing.TB, snapshotter string, args ...string) s
 	return must(t, "nerdctl", func(args ...string) (string, error) { return c.TryNerdctl(snapshotter, args...) }, args...)
 }
 
-// AwaitSnapshotter waits until the daemon can use a snapshotter that was unreachable and has a snapshot. The daemon
-// fails all calls between its attempts to connect, which are up to 3.6 seconds apart.
+// AwaitSnapshotter waits until the daemon can use a snapshotter that was unreachable. The snapshotter must have a
+// snapshot: without one, the daemon does not call it. The daemon fails all calls between its attempts to connect, which
+// are up to 3.6 seconds apart.
 func (c *Containerd) AwaitSnapshotter(t testing.TB, name string) {
 	t.Helper()
 	conn, err := c.Dial()

@@ -90,7 +90,7 @@ func (s *Thinsnap) Start(t testing.TB) {
 	require.NoError(t, s.Thinsnap.Start())
 }
 
-// Launch is Start for a daemon that may never be ready. The variables are added to its environment.
+// Launch is Start without the wait, for a daemon that may never be ready. The variables are added to its environment.
 func (s *Thinsnap) Launch(t testing.TB, env ...string) {
 	t.Helper()
 	require.NoError(t, s.Thinsnap.Launch(env...))

@@ -87,7 +87,7 @@ func (i *Image) add(mediaType string, blob []byte) descriptor {
 
 func digest(b []byte) string { return fmt.Sprintf("sha256:%x", sha256.Sum256(b)) }
 
-// layer makes a tar file with some files, and updates files.
+// layer makes a tar file with some random files, and adds them to files.
 func layer(random *rand.Rand, files content.Files, first bool) ([]byte, error) {
 	var out bytes.Buffer
 	w := tar.NewWriter(&out)

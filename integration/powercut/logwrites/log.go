@@ -34,8 +34,8 @@ type Entry struct {
 	data int64 // offset of the written data in the log
 }
 
-// Log has the entries in an order in which they reached stable storage: a write comes before the first flush that it
-// was complete for, or where it was complete if it was written with FUA.
+// Log has the entries in an order in which they reached stable storage. A write comes before the first flush that began
+// after the write was complete. A write with FUA comes where it was complete.
 type Log struct {
 	Entries []Entry
 	device  io.ReaderAt

@@ -107,8 +107,8 @@ func (w *containerWork) pick(keys []string) string {
 	return keys[w.random.IntN(len(keys))]
 }
 
-// expire deletes the leases that keep leftovers of an interrupted operation, as their expiry would, and has containerd
-// collect the leftovers.
+// expire deletes the leases that keep the content and snapshots of an interrupted operation, as their expiry would, and
+// has containerd collect these.
 func (w *containerWork) expire() error {
 	leases, err := w.ctr("leases", "ls", "--quiet")
 	for _, lease := range leases {

@@ -2,7 +2,7 @@
 // virtual machine that has the host's files. It works with `go test -exec vmrun` and by hand.
 //
 // Its exit status is the program's own, or
-//   - 124 if the time limit was reached,
+//   - 124 if the time limit of the program or of the boot was reached,
 //   - 125 if the guest could not be started, or ended before the program,
 //   - 126 if the program could not be started,
 //   - 127 if the program was not found.

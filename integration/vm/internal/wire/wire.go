@@ -1,4 +1,4 @@
-// Package wire is the protocol between the host and the agent in a guest, over one virtio-serial port.
+// Package wire is the protocol between the host and the agent in a guest, over a virtio-serial port or a serial line.
 //
 // Both sides send gob-encoded [Message] values, one stream each way. The agent sends Hello, the host answers with
 // Setup, and the agent sends Ready. Then the host starts commands, each under a new ID of its choice, and the agent
@@ -29,7 +29,7 @@ const (
 	Signal                   // host to agent: ID, Signal
 	Stdout                   // agent to host: ID, Data
 	Stderr                   // agent to host: ID, Data
-	Exit                     // agent to host: ID, Status, or Error if the program could not be started
+	Exit                     // agent to host: ID, Status, and Error if the program could not be started
 	Shutdown                 // host to agent: flush all disks and power off
 )
 
