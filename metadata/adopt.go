@@ -17,8 +17,7 @@ type Adoption struct {
 	// Client is the containerd that used the snapshots. Its Number is 1, and Proxy is the name that it will use for
 	// thinsnap. A non-empty Installation is recorded as told by it.
 	Client ClientRecord
-	// Snapshots may be in any order. They become Client's. Volumes of snapshots other than Views have ids from 1 to
-	// FirstInForeign-1.
+	// Snapshots may be in any order. They become Client's. Their volumes have ids from 1 to FirstInForeign-1.
 	Snapshots []Snapshot
 	// Kept are volumes of the other snapshotter that no snapshot needs, with ids in the same range.
 	Kept []KeptRecord

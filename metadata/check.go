@@ -17,7 +17,8 @@ type Problem struct {
 	Subject string // for example `snapshot "sha256:..."`, "device 12", "counters", "file"
 	Text    string
 
-	// Derived is true if the problem is in an index or a counter, which Rebuild repairs.
+	// Derived is true if Rebuild repairs the problem: in an index, a counter or a mark of lost
+	// writes.
 	Derived bool
 
 	// Pages is true if a page of the file is damaged: then nothing else was checked.

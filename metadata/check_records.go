@@ -152,7 +152,7 @@ func (c *checker) checkWritesLost() error {
 func (c *checker) checkLeases() error {
 	meta := c.tx.buckets.meta
 	if meta.Get(keyNext) == nil && meta.Get(keyFirst) == nil {
-		// No id was leased, so none can be owned.
+		// No id was leased, so there can be no lease.
 		return c.each(c.tx.buckets.leases, func(k, _ []byte) {
 			c.report(fmt.Sprintf("lease %x", k), "exists, but no device id was ever leased")
 		})

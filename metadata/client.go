@@ -24,20 +24,20 @@ type ClientRecord struct {
 	BootID    string
 	Program   string    // name of the process; its path, if known
 	Since     time.Time // UTC; zero if there is no client
-	// Installation is the last UUID or id that containerd or BuildKit told, which it keeps with its data; empty if none
-	// did.
+	// Installation is the last told UUID of a containerd or worker id of a BuildKit, which keep it with their data. It
+	// is empty if no client told one.
 	Installation string
 	// Told lists the clients that told an installation, lowest number first.
 	Told []Told
 	// Protections has an entry for each client whose database lacked snapshots of earlier clients, in order of Before.
 	// A snapshot protected by one of them is kept.
 	Protections []Protection
-	// AcceptedBefore releases the snapshots of clients with lower numbers.
+	// AcceptedBefore ends all protection of the snapshots of clients with lower numbers.
 	AcceptedBefore uint64
 }
 
-// A Protection protects the snapshots of clients with numbers below Before. It does not protect a snapshot whose number
-// in containerd's key is at most Known[its namespace].
+// A Protection protects the snapshots of clients with numbers below Before. Known has numbers of containerd's keys
+// (NAMESPACE/NUMBER/NAME), by namespace: a snapshot with that number or a lower one is not protected.
 type Protection struct {
 	Before uint64
 	Known  map[string]uint64
@@ -65,7 +65,7 @@ func (t *Tx) clientAlone(space string) (ClientRecord, error) {
 }
 
 // SetClient stores the client of a key space. Snapshots created there later record its number. The first client of a
-// key space other than the default one raises the schema version: older versions then refuse the store.
+// further key space raises the schema version: older thinsnaps then refuse the store.
 func (t *Tx) SetClient(space string, c ClientRecord) error {
 	if err := CheckKeySpace(space); err != nil {
 		return err

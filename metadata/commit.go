@@ -16,14 +16,14 @@ type CommitChange struct {
 	Size     uint64 // virtual size in bytes; 0 keeps the size
 	Usage    Usage
 	Labels   map[string]string // of the committed snapshot, which inherits none
-	Now      time.Time         // of the creation
+	Now      time.Time         // becomes Created and Updated
 }
 
-// Commit makes the Active snapshot key the committed snapshot name, with the same parent, and
-// returns it. It adds one to the pool's transaction id unless the pool is foreign: so a store
-// without the commit is older than the pool.
+// Commit turns the active snapshot with this key into a committed one with this name and the same
+// parent, and returns it. It adds one to the pool's transaction id unless the pool is foreign. A
+// store without the commit, such as a restored backup, then has a lower one.
 //
-// Errors are those of containerd's own store: AlreadyExists for name, NotFound for key,
+// Errors are those of containerd's own snapshotters: AlreadyExists for name, NotFound for key,
 // FailedPrecondition if key is not Active. A snapshot marked by MarkWritesLost is ErrWritesLost.
 func (t *Tx) Commit(name, key string, change CommitChange) (Snapshot, error) {
 	if err := CheckKey(name); err != nil {

@@ -5,12 +5,13 @@
 // # Promises
 //
 // When Update returns nil, its changes are on stable storage. A View shows only such changes. Updates are atomic.
-// Concurrent Updates share a bbolt transaction and its two syncs. Each has its own error, and does not fail the others.
+// Concurrent Updates share a bbolt transaction and its two syncs. An Update whose function fails does not fail the
+// others; a failed commit fails all of them.
 //
 // A failed commit (no space, an I/O error) changes nothing, and the store stays usable. There is one exception. If the
 // disk fails at the last sync, the transaction may or may not exist after a crash. Then Update returns ErrInDoubt, and
-// all later calls fail until the store is opened again. The same holds for Updates after a commit that found a damaged
-// page (ErrCorrupt).
+// so do all later Updates and Views until the store is opened again. After a commit that found a damaged page
+// (ErrCorrupt), only Updates return it.
 //
 // # Caveats
 //
@@ -20,14 +21,15 @@
 // A Tx is valid only within its function, on its goroutine. The function must not wait for anything: an open View keeps
 // old pages from being reused, and an Update within a View or an Update can deadlock.
 //
-// A function passed to ForEach or Children must not change the bucket that it iterates over.
+// A function passed to ForEach, ForEachIn or Children must not create, change or remove snapshots.
 //
 // # Layout
 //
-// The bucket v1 holds these buckets. Integers in keys are big-endian. Records begin with a version byte.
+// The bucket v1 holds these buckets. Integers in keys are big-endian. Records begin with a version byte, except
+// leases. A further key space is one other than the default one.
 //
 //	meta       format, schema, pool, counters, first, next, client, told, "kept " + device u32, and
-//	           "writes lost " + device u32 -> key; counters, client and told of each further key space
+//	           "writes lost " + device u32; counters, client and told of each further key space
 //	snapshots  key                                  -> snapshot
 //	children   device u32, 'c', device of child u32 -> (empty): a volume that is a snapshot of the volume
 //	           device u32, 'v', key of child        -> (empty): a View that shows it

@@ -30,7 +30,7 @@ var (
 
 	// ErrInDoubt is returned by an Update when the disk failed so late that the change may or may
 	// not exist when the store is opened again. The caller must neither rely on the change nor undo
-	// its part in the kernel: the lease of its device id resolves that at the next start.
+	// its part in the pool: the next start settles the volume.
 	//
 	// Every later Update and View returns it too. So does every Update after a commit that found a
 	// damaged page: that change does not exist, but the state of bbolt is unknown.

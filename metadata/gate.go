@@ -44,7 +44,7 @@ func (g *gate) doubtful() bool {
 	return g.inDoubt
 }
 
-// release ends a commit that readers do not see.
+// release ends a commit. Without done or doubt, the commit was not visible to readers.
 func (g *gate) release() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -52,7 +52,7 @@ func (g *gate) release() {
 	g.pending = nil
 }
 
-// wait returns when transaction id is durable.
+// wait returns nil when the bbolt transaction with this id is on stable storage.
 func (g *gate) wait(ctx context.Context, id int) error {
 	for g.durable.Load() < int64(id) {
 		g.mu.Lock()

@@ -9,7 +9,7 @@ import (
 )
 
 // A KeptRecord is a leftover that is not deleted, because a client may have written to it: the
-// store was older than the pool when it was found.
+// store was older than the pool when it was found, or it was adopted.
 type KeptRecord struct {
 	VolumeID uint32
 	Mapped   uint64    // bytes that the volume maps

@@ -10,9 +10,9 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// A key space has the keys of one client. The default one has the empty name, and stores keys as they are. The others
-// store a key after the mark and the name of the key space. No client can send such a key: gRPC carries only UTF-8,
-// which has no such byte.
+// A key space has the keys of the clients of one socket. The default one has the empty name, and stores keys as they
+// are. A further one stores a key after the mark, its own name and a slash. No client can send such a key: gRPC carries
+// only UTF-8, which has no such byte.
 //
 // No name has a slash, so all keys of a key space are one range. Those of the default one sort before the mark.
 const (
@@ -73,7 +73,7 @@ func ownKey(stored string) string {
 	return key
 }
 
-// keyRange returns the range of the stored keys of a key space: from after up to, and not including, below.
+// keyRange returns the bounds of the stored keys of a key space: none is less than after, and all are less than below.
 func keyRange(space string) (after, below string) {
 	if space == "" {
 		return "", keySpaceMark
@@ -83,7 +83,7 @@ func keyRange(space string) (after, below string) {
 	return prefix, prefix[:last] + string(prefix[last]+1)
 }
 
-// operatorMark begins keys of other key spaces than the default one in texts for the operator.
+// operatorMark begins keys of further key spaces in texts for the operator.
 const operatorMark = "@"
 
 // ShowKey returns a stored key as the operator sees it: "@SPACE/KEY". In the default key space that is the key alone,
@@ -96,7 +96,8 @@ func ShowKey(stored string) string {
 	return operatorMark + space + keySpaceEnd + key
 }
 
-// ReadKey reverses ShowKey. Any other text is NotFound.
+// ReadKey reverses ShowKey. A text that begins with @ and has no slash is a key of the default key space. A text that
+// cannot be a key is NotFound.
 func ReadKey(shown string) (stored string, err error) {
 	space, key := "", shown
 	if marked, isMarked := strings.CutPrefix(shown, operatorMark); isMarked {
@@ -141,7 +142,7 @@ func spaceKey(key []byte, space string) []byte {
 	return append(append(bytes.Clone(key), ' '), space...)
 }
 
-// KeySpaces returns the names of the key spaces that have a client's record, sorted, without the default one.
+// KeySpaces returns the names of the further key spaces that have a client's record, sorted.
 func (t *Tx) KeySpaces() []string {
 	var all []string
 	prefix := append(bytes.Clone(keyClient), ' ')
@@ -152,8 +153,8 @@ func (t *Tx) KeySpaces() []string {
 	return all
 }
 
-// requireKeySpace returns FailedPrecondition if the key space of a key has no client's record: an older version would
-// not know it either.
+// requireKeySpace returns FailedPrecondition if the further key space of a key has no client's record: only SetClient
+// raises the schema version, which keeps older thinsnaps from the store.
 func (t *Tx) requireKeySpace(stored string) error {
 	space, _ := SplitKey(stored)
 	if space != "" && t.buckets.meta.Get(keyClientOf(space)) == nil {
@@ -162,11 +163,11 @@ func (t *Tx) requireKeySpace(stored string) error {
 	return nil
 }
 
-// DropKeySpace deletes the client's records of a key space other than the default one. It returns NotFound if there are
-// none, and FailedPrecondition while the key space has snapshots.
+// DropKeySpace deletes the client's records of a further key space. It returns NotFound if there are none, and
+// FailedPrecondition while the key space has snapshots.
 //
-// After the last one is dropped, older versions can use the store again as soon as the trash has no volumes of key
-// spaces.
+// After the last further one is dropped, older thinsnaps can use the store again as soon as the trash has no volumes of
+// such key spaces.
 func (t *Tx) DropKeySpace(space string) error {
 	if err := CheckKeySpace(space); err != nil || space == "" {
 		return invalid("invalid client name %q", space)
@@ -189,8 +190,8 @@ func (t *Tx) DropKeySpace(space string) error {
 	return t.lowerSchema()
 }
 
-// lowerSchema gives the store the version that it had before its first key space, once it has no records of key spaces.
-// All other records are the same in both versions.
+// lowerSchema lowers the schema version once the store has no records of further key spaces. All other records are the
+// same in both versions.
 func (t *Tx) lowerSchema() error {
 	stored, err := schemaOf(t.buckets.meta)
 	if err != nil || stored != schemaVersion || len(t.KeySpaces()) > 0 {

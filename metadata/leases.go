@@ -135,7 +135,7 @@ func (t *Tx) leaseOf(device uint32) (LeaseRecord, bool, error) {
 	return l, err == nil && l.First <= device && device <= l.Last, err
 }
 
-// DeviceIDs returns the numbers of device ids that were leased, and that are left.
+// DeviceIDs returns how many device ids were leased, and how many are left.
 func (t *Tx) DeviceIDs() (used, left uint32, err error) {
 	next, err := t.nextDevice()
 	if err != nil {

@@ -35,8 +35,8 @@ type Options struct {
 // Open opens the store in a file. Unless ReadOnly is set, it creates a missing file with mode 0600.
 // It does not follow a symbolic link (ELOOP).
 //
-// It fails with ErrLocked, ErrSchema or ErrCorrupt, and leaves the file unchanged then, or with an
-// error of the file system. Its cost does not depend on the number of snapshots.
+// It fails with ErrLocked, ErrSchema, ErrCorrupt or an error of the file system. The first three
+// leave the file unchanged. Its cost does not depend on the number of snapshots.
 func Open(path string, o Options) (*Store, error) {
 	if o.LockTimeout == 0 {
 		o.LockTimeout = defaultLockTimeout
@@ -97,11 +97,11 @@ func (s *Store) open(o Options) (err error) {
 //
 // The free list is kept in the file: without it (NoFreelistSync), each start and each failed commit
 // walks the whole tree. With 100,000 snapshots that takes 30 ms, or a second from the disk; reading
-// the list takes 0.05 and 0.5 ms. Writing it costs one page per commit, because it stays short.
+// the list takes 0.05 and 0.5 ms. Writing it mostly costs one page per commit.
 //
 // The array, unlike the hash map, gives out the lowest pages first, so more pages of a commit are
-// adjacent. With the hash map there are up to half as many disk writes again, also with a list of
-// 16,000 pages, as after the removal of most snapshots.
+// adjacent. The hash map causes up to 50 % more disk writes, also with a list of 16,000 pages, as
+// after the removal of most snapshots.
 //
 // Statistics are unused, and would cost readers a lock.
 func boltOptions(o Options, file **os.File) *bolt.Options {
@@ -155,7 +155,7 @@ func lockFile(f *os.File, shared bool, timeout time.Duration) error {
 	}
 }
 
-// checkOpened checks the pages that Open reads: the free list, and the buckets that do not grow.
+// checkOpened checks the pages that Open reads: the free list, and the buckets v1 and meta.
 func checkOpened(f *os.File) error {
 	info, err := f.Stat() // under the lock: the file may have grown
 	if err != nil {

@@ -13,7 +13,7 @@ import (
 //
 // It removes no owner of a device id: if its record is lost, the volume would be deleted as a
 // leftover. It removes no child while a snapshot or its parent cannot be read. That snapshot may be
-// the child, and would lose blocks if its parent seemed to have no children.
+// the child, such as a View, whose volume is lost if its parent is removed as childless.
 func (s *Store) Rebuild(ctx context.Context) error {
 	err := s.Update(ctx, func(tx *Tx) error {
 		c := &checker{ctx: ctx, tx: tx}

@@ -13,14 +13,13 @@ import (
 )
 
 // schemaVersion counts incompatible changes of the format. The first change to an older store
-// raises its version (upgrade).
+// raises its version to schemaRecords (upgrade).
 //
-// Versions 2 to 4 added fields to records (see recordVersion). Version 5 added key spaces: a store
-// has it from its first key space until the last is dropped, so that older versions can use all
-// other stores.
+// Versions 2 to 4 added fields to records (see recordVersion). Version 5 added further key spaces:
+// a store has it only while it has some, so that older thinsnaps can use all other stores.
 const (
 	schemaVersion = 5
-	// schemaRecords is the lowest version of a store after a change.
+	// schemaRecords is the version of a changed store without further key spaces.
 	schemaRecords = 4
 )
 
@@ -154,8 +153,8 @@ func schemaOf(meta *bolt.Bucket) (uint64, error) {
 }
 
 // upgrade raises the schema version of an older store. Each transaction that changes the store
-// calls it, because it may write records that an older version cannot read. A start without changes
-// leaves the store usable by the older version.
+// calls it, because it may write records that an older thinsnap cannot read. A start without changes
+// leaves the store usable by the older thinsnap.
 func (t *Tx) upgrade() error {
 	return t.requireSchema(schemaRecords)
 }

@@ -28,7 +28,7 @@ func (t *Tx) Exists(key string) bool {
 //
 // An Active snapshot becomes the owner of its VolumeID, which must be in an open lease and have no owner. It has its
 // parent's file system, and at least its size (InvalidArgument). A View has the VolumeID, Size and Filesystem of its
-// parent, or of a base volume if it has no parent. Anything else is FailedPrecondition.
+// parent, or of a base volume if it has no parent. Any other volume is FailedPrecondition.
 func (t *Tx) Create(s Snapshot) error {
 	if err := CheckKey(s.Key); err != nil {
 		return err
@@ -137,8 +137,8 @@ func (t *Tx) SetLabels(key string, labels map[string]string, updated time.Time) 
 	return s, nil
 }
 
-// Remove deletes a snapshot and returns it. A snapshot with children or Views stays, and the error is
-// FailedPrecondition. The volume of an active or committed snapshot goes to the trash.
+// Remove deletes a snapshot and returns it. A snapshot with children, Views included, stays, and the
+// error is FailedPrecondition. The volume of an active or committed snapshot goes to the trash.
 func (t *Tx) Remove(key string, now time.Time) (Snapshot, error) {
 	s, err := t.Get(key)
 	if err != nil {

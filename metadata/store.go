@@ -87,8 +87,8 @@ func (s *Store) View(ctx context.Context, fn func(*Tx) error) error {
 // fn runs on the goroutine of the caller. It may run several times, and must be repeatable. If it
 // panics, its changes are dropped, and the panic continues in the caller.
 //
-// If ctx ends before fn runs, Update returns and fn does not run. After that, Update waits for the
-// commit even if ctx ends.
+// If ctx ends while the call is queued, Update returns and fn does not run. Later, Update waits for
+// the commit even if ctx ends.
 func (s *Store) Update(ctx context.Context, fn func(*Tx) error) error {
 	if s.readOnly {
 		return fmt.Errorf("%s is open read-only: %w", s.path, errdefs.ErrFailedPrecondition)

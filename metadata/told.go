@@ -26,7 +26,7 @@ func (c ClientRecord) InstallationOf(number uint64) (string, bool) {
 // ranges that AcceptedBefore covers, and the oldest of more than 64.
 func (c ClientRecord) WithInstallation(installation string) ClientRecord {
 	if c.Installation != "" && c.Installation != installation && len(c.Told) == 0 && c.Number > 1 {
-		// A version without Told took all clients for the installation that was told last.
+		// A thinsnap without Told took all clients to be of the installation that was told last.
 		c.Told = []Told{{Installation: c.Installation, First: 1, Last: c.Number - 1}}
 	}
 	c.Installation = installation
@@ -48,8 +48,9 @@ func (c ClientRecord) WithInstallation(installation string) ClientRecord {
 
 var keyTold = []byte("told")
 
-// setTold stores Told beside the client's record, which keeps the format of older versions. These do not change Told
-// when they store a client. So Told includes that client's number and time, and is valid only with that record.
+// setTold stores Told in an entry beside the client's record, whose format stays that of older thinsnaps. These do not
+// change the entry when they store a client. So it has the client's number and time, and is valid with that record
+// alone.
 func (t *Tx) setTold(space string, c ClientRecord) error {
 	k := spaceKey(keyTold, space)
 	if len(c.Told) == 0 {
@@ -70,7 +71,7 @@ func (t *Tx) setTold(space string, c ClientRecord) error {
 	return t.put(t.buckets.meta, k, e.b)
 }
 
-// told returns the installations that the clients up to c told, or none if an older version stored c.
+// told returns the installations that the clients up to c told, or none if an older thinsnap stored c.
 func (t *Tx) told(space string, c ClientRecord) ([]Told, error) {
 	v := t.buckets.meta.Get(spaceKey(keyTold, space))
 	if v == nil {

@@ -15,8 +15,8 @@ const (
 	// prefix in the index of children.
 	MaxKeyLength = 32768 - 8
 
-	// FirstInForeign is the lowest device id that is leased in a foreign pool: lower ids belong to
-	// the pool's owner.
+	// FirstInForeign is the lowest device id that is leased in a foreign pool. Volumes with lower
+	// ids are foreign, unless they were adopted.
 	FirstInForeign = 1 << 23
 )
 
@@ -46,7 +46,7 @@ type Snapshot struct {
 	Filesystem string // "ext4", "xfs"
 
 	// Base is the id of the base volume of a snapshot without a parent, which may have been deleted
-	// since. It is 0 in records of version 1.
+	// since. It is 0 in records of version 1 and for adopted snapshots.
 	Base uint32
 
 	// Usage is the usage of the volume at the Commit. It is zero for other snapshots, whose usage is
@@ -61,10 +61,11 @@ type Snapshot struct {
 // Usage is the space that a volume takes.
 type Usage struct {
 	// Bytes counts the mapped bytes of the volume, and Inodes the inodes of its file system. Both
-	// include the parents' part.
+	// include those shared with the parents.
 	Bytes, Inodes int64
 	// Own is the part of Bytes that the parent's volume does not map to the same blocks of the
-	// pool: all without a parent. In records of versions 1 and 2 it is 0, and Exact is false.
+	// pool: all without a parent. Exact is true if Own was measured; otherwise Own is 0, as in
+	// records of versions 1 and 2.
 	Own   int64
 	Exact bool
 }
@@ -76,8 +77,8 @@ type PoolRecord struct {
 	Name      string // of the mapped device, or of LVM's volume group; prefix of the names of the volumes' devices
 	BlockSize uint64 // bytes
 
-	// TransactionID is the number that is, or is about to be, stamped into the pool. Lease, Commit
-	// and a claim of an id in a Written lease add one to it, unless the pool is Foreign.
+	// TransactionID is the number that is, or is about to be, stamped into the pool. Lease and Commit
+	// add one to it, and so does a new owner of an id in a Written lease, unless the pool is Foreign.
 	TransactionID uint64
 
 	Created  time.Time    // UTC
@@ -149,8 +150,7 @@ type ExistingPool struct {
 	MappedDevice string // name of its mapped device, as configured
 	UUID         string // of that device; may be empty
 	// Adopted are volumes of adopted committed snapshots, at most MaxAdopted. In a pool with
-	// adopted volumes, ids below FirstInForeign that have an owner are ours, and no others below
-	// it.
+	// adopted volumes, a volume with an id below FirstInForeign is foreign unless it has an owner.
 	Adopted []AdoptedVolume
 }
 
@@ -180,17 +180,17 @@ type BaseRecord struct {
 type LeaseRecord struct {
 	First, Last uint32
 	// Written is true if thinsnap writes to the volumes before a record owns them. The transaction
-	// that sets the owner of such an id raises the pool's transaction id: so a store without that
-	// record is older than the pool.
+	// that sets the owner of such an id raises the pool's transaction id. A store without that
+	// record, such as a restored backup, then has a lower one, which shows that it is older.
 	Written bool
 }
 
-// A TrashRecord is a volume that is to be deleted: of a removed snapshot, or an unneeded base
-// volume.
+// A TrashRecord is a volume that is to be deleted: of a removed snapshot, one replaced by a Commit,
+// an unneeded base volume, or a discarded leftover.
 type TrashRecord struct {
 	VolumeID   uint32
 	Size       uint64 // virtual size, in bytes
-	Key        string // of the removed snapshot, which another snapshot may have now; or the name of a base volume
+	Key        string // of the snapshot, which another one may have now; "base volume FILESYSTEM/BYTES"; or empty
 	Filesystem string
 	Since      time.Time // UTC
 }

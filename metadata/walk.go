@@ -63,7 +63,8 @@ func (t *Tx) ForEach(fn func(Snapshot) error) error {
 // Page limits the result of After.
 type Page struct {
 	Records int // maximum number
-	// Bytes is the size of encoded records that ends a page. In memory they are larger.
+	// Bytes ends a page as soon as its encoded records, or with NoLabels their keys, have this size.
+	// In memory they are larger.
 	Bytes int
 	// NoLabels leaves Labels nil, which saves memory.
 	NoLabels bool

@@ -8,12 +8,12 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// ErrWritesLost refuses the commit of a snapshot that may have lost writes.
+// ErrWritesLost is returned by Commit for a snapshot that may have lost writes.
 var ErrWritesLost = fmt.Errorf("some writes to it were lost, because its pool was full or failed, or its file system "+
 	"failed: remove it, then pull or build it again: %w", errdefs.ErrDataLoss)
 
 // keyWritesLost is the prefix of the keys of volumes that may have lost writes. The value is the key of the
-// snapshot: a version without these entries leaves them behind when it removes or commits the snapshot.
+// snapshot, which shows stale entries: an older thinsnap leaves them behind when it removes or commits a snapshot.
 var keyWritesLost = []byte("writes lost ")
 
 func writesLostKey(device uint32) []byte {
@@ -22,7 +22,7 @@ func writesLostKey(device uint32) []byte {
 
 // MarkWritesLost records that the volume of an active snapshot may have lost writes. The mark ends with the
 // snapshot. Other volumes get no mark: they are never committed. MarkWritesLost returns whether the volume has
-// an owner; without one, it may become an active snapshot's.
+// an owner. If not, call it again later: an active snapshot may own the volume by then.
 func (t *Tx) MarkWritesLost(device uint32) (owned bool, err error) {
 	o, owned := t.Owner(device)
 	if !owned || !t.ownsActive(device, o.Key) {

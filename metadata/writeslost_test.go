@@ -94,7 +94,7 @@ func TestWritesLost(t *testing.T) {
 	requireProblems(0)
 }
 
-// TestRebuildKeepsMarksOfUnreadableSnapshots: a newer or repaired store may have the record again.
+// TestRebuildKeepsMarksOfUnreadableSnapshots: the record may be readable again after a repair.
 func TestRebuildKeepsMarksOfUnreadableSnapshots(t *testing.T) {
 	s := newStore(t, Options{})
 	var record []byte
@@ -116,5 +116,5 @@ func TestRebuildKeepsMarksOfUnreadableSnapshots(t *testing.T) {
 		require.NoError(t, err)
 		require.Len(t, lost, 1)
 	})
-	require.NoError(t, s.Rebuild(t.Context())) // it did not count the snapshot
+	require.NoError(t, s.Rebuild(t.Context())) // the first one did not count the snapshot
 }

@@ -42,7 +42,7 @@ func View(path string, fn func(*bolt.Tx) error) error {
 }
 
 // Update calls fn in a transaction on the file, and commits it unless fn fails. When it returns
-// nil, the file is on the disk. Meanwhile no other process can open the file. Otherwise it is like
+// nil, the changes are on stable storage. Meanwhile no other process can open the file. Otherwise it is like
 // View.
 //
 // It writes no list of free pages: containerd's files have none either

@@ -37,8 +37,8 @@ func IsFault(page any) bool {
 	return fault
 }
 
-// boltPanicked reports to a deferred function whether the current panic began in bbolt. bbolt
-// asserts on some contents of a page, and trusts the rest.
+// boltPanicked reports to a deferred function whether the current panic began in bbolt. The panic's
+// value does not show that: bbolt asserts only some contents of a page, and indexes with others.
 func boltPanicked() bool {
 	pcs := make([]uintptr, 32)
 	frames := runtime.CallersFrames(pcs[:runtime.Callers(0, pcs)])
