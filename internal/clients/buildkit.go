@@ -123,7 +123,7 @@ func workerOf(response []byte) (id string, err error) {
 	return id, err
 }
 
-// eachField calls visit for each field of a message that is encoded as bytes.
+// eachField calls visit for each length-delimited field of a message, and skips the others.
 func eachField(message []byte, visit func(protowire.Number, []byte) error) error {
 	for len(message) > 0 {
 		number, kind, n := protowire.ConsumeTag(message)

@@ -8,7 +8,7 @@ import (
 	"google.golang.org/grpc"
 )
 
-// Connections keeps connections to containerds for later calls: finding the socket of a process takes longer than most
+// Connections caches connections to containerds: finding the socket of a process takes longer than most
 // calls. The zero value is empty.
 type Connections struct {
 	mu   sync.Mutex
@@ -36,7 +36,7 @@ func (c *Connections) Dial(ctx context.Context, p Process) (conn *grpc.ClientCon
 	return used.conn, func() { c.release(used) }, nil
 }
 
-// use returns the kept connection to a process. If it has none, it keeps conn, or returns nil if conn is nil.
+// use returns the cached connection to a process. If there is none, it caches conn, or returns nil if conn is nil.
 func (c *Connections) use(p Process, conn *grpc.ClientConn) *connection {
 	c.mu.Lock()
 	defer c.mu.Unlock()

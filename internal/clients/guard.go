@@ -82,7 +82,7 @@ func (g *guard) Commit(ctx context.Context, name, key string, opts ...snapshots.
 	return err
 }
 
-// takeOver gives the client an earlier client's layer instead of the same one that it has unpacked.
+// takeOver removes the layer that the client has unpacked, and gives the client an earlier client's identical one.
 func (g *guard) takeOver(ctx context.Context, name, key string) error {
 	if err := g.Snapshotter.Remove(ctx, key); err != nil && !errdefs.IsNotFound(err) {
 		return err
@@ -161,7 +161,7 @@ func (r *Registry) take(ctx context.Context, key string) error {
 	return r.store.Update(ctx, func(tx *metadata.Tx) error { return tx.TakeOver(stored) })
 }
 
-// get returns a snapshot, with the client's keys. It returns errdefs.ErrNotFound also for an invalid key.
+// get returns a snapshot; its keys are without the key space. It returns errdefs.ErrNotFound also for an invalid key.
 func (r *Registry) get(ctx context.Context, key string) (s metadata.Snapshot, err error) {
 	stored, err := metadata.JoinKey(r.space, key)
 	if err != nil {
@@ -189,8 +189,8 @@ func (r *Registry) showNew(ctx context.Context, given, has string) error {
 	return nil
 }
 
-// gaveBefore reports whether an earlier client was given the number of a key. A number up to one that this client's
-// database had before does not count: its namespace was removed and created again.
+// gaveBefore reports whether an earlier client was given the number of a key. The number does not count if this
+// client's database had it or a higher one before: then the namespace was removed and created again.
 func (r *Registry) gaveBefore(key string) bool {
 	namespace, number, _, ok := SplitKey(key)
 	return ok && number <= r.earlier[namespace] && number > r.had[namespace]
@@ -235,7 +235,7 @@ func (r *Registry) mayRemove(ctx context.Context, key string) error {
 }
 
 // decide returns the reason why the client must not remove a snapshot, or nil. It also returns whether an answer of the
-// client can still change this: the list of its snapshots only allows more removals.
+// client can still change this. If the answer is the list of its snapshots, it only allows more removals.
 //
 //nolint:revive // the error is no failure
 func (r *Registry) decide(ctx context.Context, key string) (refused error, mayChange bool) {

@@ -23,7 +23,7 @@ const (
 	unasked progress = iota // its sockets were not examined yet
 	silent                  // no socket of containerd; one may follow
 	listens                 // it has such a socket
-	told                    // its installation is known and compared
+	told                    // its installation is recorded, and compared with the last one
 	listed                  // it has listed all snapshots of its database
 )
 
@@ -205,7 +205,7 @@ func isClosed(c <-chan struct{}) bool {
 	}
 }
 
-// living returns the client, and whether id is still its identity and it lives.
+// living returns the client, and whether the client lives and id is still its identity.
 func (r *Registry) living(id *identity) (metadata.ClientRecord, bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -50,7 +50,7 @@ func (b *bench) made(t *testing.T, keys ...string) {
 	c.kill()
 }
 
-// Another containerd answers later than its removals wait. Its numbers are higher.
+// Another containerd answers only after its removals have stopped waiting. Its numbers are higher.
 func TestSlowOtherInstallation(t *testing.T) {
 	b := newBench(t)
 	b.made(t, "default/1/box", "default/2/box")

@@ -109,7 +109,7 @@ func (r *Registry) logKept(ctx context.Context, why string) {
 		r.command("accept") + "`, and its collector removes them")
 }
 
-// forEach calls visit for each snapshot of the key space, with the client's keys.
+// forEach calls visit for each snapshot of the key space. Its keys are without the key space.
 func (r *Registry) forEach(ctx context.Context, visit func(metadata.Snapshot)) error {
 	return r.store.View(ctx, func(tx *metadata.Tx) error {
 		return tx.ForEachIn(r.space, func(s metadata.Snapshot) error {
@@ -119,7 +119,7 @@ func (r *Registry) forEach(ctx context.Context, visit func(metadata.Snapshot)) e
 	})
 }
 
-// withClientKeys returns a snapshot with the client's keys instead of the stored ones.
+// withClientKeys returns a snapshot with the keys that the client uses, instead of the stored ones.
 func withClientKeys(s metadata.Snapshot) metadata.Snapshot {
 	_, s.Key = metadata.SplitKey(s.Key)
 	_, s.Parent = metadata.SplitKey(s.Parent)

@@ -60,7 +60,7 @@ func Listener(ctx context.Context, path string) (Process, error) {
 	return p, errors.Join(err, conn.Close())
 }
 
-// find returns the process with a PID. If it has ended, only the PID is set.
+// find returns the process with a PID. If it has ended, StartTime is 0 and Program is empty.
 func find(pid int) Process {
 	p := Process{PID: pid}
 	if pid == 0 {

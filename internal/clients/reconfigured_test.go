@@ -35,7 +35,7 @@ type several struct {
 	spaces map[int]string
 }
 
-// installation is a containerd with its data, or a program that tells no installation.
+// installation is a containerd or another program, with its data. The other program tells no UUID.
 type installation struct {
 	id      string
 	silent  bool

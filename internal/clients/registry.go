@@ -29,10 +29,11 @@ type Registry struct {
 	loaded bool // client is as stored, or empty if the store has none
 	client metadata.ClientRecord
 	handle *handle
-	// For each namespace: shown has the highest number that the client has used. earlier has the highest number of the
-	// snapshots of earlier clients that are not kept.
+	// For each namespace: shown has the highest number that the client has used. earlier has the highest number that
+	// earlier clients were given, according to their snapshots that are not kept.
 	shown, earlier numbers
-	// had has the highest used number that is not above earlier: the client's database had it before.
+	// had has the highest number that the client has used and that is not above earlier: its database had that number
+	// before.
 	had         numbers
 	identity    *identity
 	refused     uint64
@@ -44,14 +45,15 @@ func New(store *metadata.Store, space string) *Registry {
 	return &Registry{store: store, space: space, identify: identify, wait: identifyWait, identity: newIdentity(0)}
 }
 
-// A Call is a call of a client.
+// A Call is a call on the client's socket.
 type Call struct {
 	Process Process
 	Proxy   string // the client's name for thinsnap; empty if the call has none
 }
 
-// Admit returns nil if the process may make the call. It returns errdefs.ErrFailedPrecondition while another process is
-// the client, or if the client has used another proxy name.
+// Admit returns nil if the process may make the call, and makes it the client if there is none that lives. It returns
+// errdefs.ErrFailedPrecondition while another process is the client, or if the key space has snapshots and its clients
+// have used another proxy name.
 func (r *Registry) Admit(ctx context.Context, call Call) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -199,7 +201,7 @@ func (r *Registry) begin(ctx context.Context) error {
 		r.identity.set(silent)
 		return nil
 	}
-	asking, stop := context.WithCancel(context.Background()) // a call's ends earlier, and has its log fields
+	asking, stop := context.WithCancel(context.Background()) // a call's context ends earlier, and has its log fields
 	r.identity.stop = stop
 	go r.ask(asking, r.identity)
 	return nil
@@ -213,8 +215,8 @@ func (r *Registry) save(ctx context.Context, next metadata.ClientRecord) error {
 	return nil
 }
 
-// saveOwn stores the client and makes all snapshots of the key space its own. Otherwise the release by an accept would
-// apply to the next installation too.
+// saveOwn stores the client and makes all snapshots of the key space its own. Otherwise the next
+// installation could remove them too, because of this client's Accept.
 func (r *Registry) saveOwn(ctx context.Context, next metadata.ClientRecord) error {
 	err := r.store.Update(ctx, func(tx *metadata.Tx) error {
 		var earlier []string
@@ -283,7 +285,7 @@ func (r *Registry) Reset(ctx context.Context) error {
 	if err := r.load(ctx); err != nil {
 		return err
 	}
-	if r.client.Number == 0 { // a record of a further client makes older versions refuse the store
+	if r.client.Number == 0 { // a record of a further client makes older thinsnaps refuse the store
 		return nil
 	}
 	next := metadata.ClientRecord{
@@ -312,7 +314,7 @@ type State struct {
 	LastRefused string
 }
 
-// State returns the state of the client. If some snapshots may be kept, its cost grows with their number.
+// State returns the state of the client. If some snapshots may be kept, its cost grows with the key space.
 func (r *Registry) State(ctx context.Context) (State, error) {
 	client, state, err := r.current(ctx)
 	if err != nil || !mayKeep(client) {

@@ -37,8 +37,8 @@ func mayKeep(client metadata.ClientRecord) bool {
 }
 
 // mayRelease reports whether a kept snapshot may become the client's, whose database has the whole key. Layers are
-// named by digest, and numbers begin with 1: so another database can have the same key. The client may have one if it
-// told no installation, or has its snapshots in another key space.
+// named by digest, and numbers begin with 1: so another database can have the same key. The client may have another
+// database if it told no installation, or has its snapshots in another key space.
 func (r *Registry) mayRelease(key string) bool {
 	switch {
 	case unseen(r.client):
