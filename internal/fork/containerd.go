@@ -95,8 +95,9 @@ type Ticket struct {
 	Labels       map[string]string // of the source
 }
 
-// ForkContainer creates a snapshot and a container, both named id. It leaves nothing behind if it fails. issue returns
-// the ticket for the snapshot; it is called after all other checks.
+// ForkContainer creates a snapshot and a container, both named id. If it fails, containerd's collector removes the
+// snapshot, at the latest after leaseTime. issue returns the ticket for the snapshot; it is called after all other
+// checks.
 func (c *Containerd) ForkContainer(
 	ctx context.Context, source Container, id string, issue func(context.Context) (Ticket, error),
 ) (err error) {
@@ -135,7 +136,7 @@ func (c *Containerd) ForkContainer(
 	return nil
 }
 
-// ForkSnapshot creates a snapshot. containerd's collector keeps it until it is removed.
+// ForkSnapshot creates a snapshot. containerd's collector never removes it.
 func (c *Containerd) ForkSnapshot(ctx context.Context, namespace string, ticket Ticket, key string) error {
 	if err := identifiers.Validate(key); err != nil {
 		return fmt.Errorf("name of the fork: %w", err)
@@ -169,7 +170,8 @@ func inherited(labels map[string]string) map[string]string {
 }
 
 // lease protects new objects of the returned context from containerd's collector, until release. With collect, release
-// waits for the collector to remove unused ones: the answer to a call that created one may have been lost.
+// waits until the collector has removed the unused ones. The caller may not know them: the answer to the call that
+// created one may have been lost.
 func (c *Containerd) lease(ctx context.Context) (_ context.Context, release func(collect bool) error, _ error) {
 	lease, err := c.leases.Create(ctx, leases.WithRandomID(), leases.WithExpiration(leaseTime))
 	if err != nil {

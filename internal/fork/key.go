@@ -7,7 +7,7 @@ import (
 )
 
 // NewestKey returns thinsnap's key for a key of containerd: of all keys with that name, the one with the highest
-// number, or "". The others are of snapshots that containerd could not create, and has not collected yet. keys must not
+// number, or "". The others are of snapshots that containerd's collector has not removed yet. keys must not
 // include kept snapshots.
 func NewestKey(keys iter.Seq[string], namespace, containerdKey string) string {
 	var newest string

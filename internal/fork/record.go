@@ -25,7 +25,7 @@ const restartLabels = "containerd.io/restart."
 // tasks start" has none.
 const networkExtension = "ctr.cni-containerd.metadata"
 
-// owner returns the client that keeps state of the container outside of the record, or "".
+// owner returns the name of the program that has state of the container outside of the record, or "".
 func owner(c *containersapi.Container) string {
 	for label := range c.GetLabels() {
 		switch {
@@ -45,7 +45,7 @@ func owner(c *containersapi.Container) string {
 	return ""
 }
 
-// copyRecord returns a copy of a record for the container id, on the snapshot of that name. It returns
+// copyRecord returns a copy of a record for a container named id, with the snapshot named id. It returns
 // errdefs.ErrFailedPrecondition if the copy would use the source's state.
 func copyRecord(source *containersapi.Container, id string) (*containersapi.Container, error) {
 	if client := owner(source); client != "" {
@@ -67,8 +67,8 @@ func copyRecord(source *containersapi.Container, id string) (*containersapi.Cont
 	return record, nil
 }
 
-// copySpec returns the JSON of a container's runtime specification for the container id. All other members stay
-// unchanged, also unknown ones.
+// copySpec returns a container's runtime specification in JSON, with the name id in its cgroup path, host name and
+// HOSTNAME. All other members stay unchanged, also unknown ones.
 func copySpec(source *containersapi.Container, id string) ([]byte, error) {
 	if kind := source.GetSpec().GetTypeUrl(); !strings.HasSuffix(kind, specType) {
 		return nil, fmt.Errorf("it has the type %q, and only %s can be copied: %w", kind, specType, errdefs.ErrNotImplemented)

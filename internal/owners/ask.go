@@ -23,9 +23,9 @@ const (
 	labelSnapshot = "containerd.io/gc.ref.snapshot."
 )
 
-// Of asks containerd for its images and containers, and returns the owners of snapshots, by key. A snapshot without an
-// owner is missing: its image is being unpacked, or it waits for containerd's garbage collector. snapshotter is the
-// name of the proxy plugin in containerd's configuration.
+// Of asks containerd for its images and containers, and returns the owners of snapshots, by key. The map lacks a
+// snapshot whose image is being unpacked, or that waits for containerd's garbage collector. snapshotter is the name of
+// the proxy plugin in containerd's configuration.
 func Of(
 	ctx context.Context, conn grpc.ClientConnInterface, snapshotter string, all []Snapshot,
 ) (map[string]Owner, error) {

@@ -46,7 +46,7 @@ type namespace struct {
 	containers map[string]Container
 }
 
-// assign returns the owners of snapshots, by key. A snapshot without an owner is missing.
+// assign returns the owners of snapshots, by key. The map lacks snapshots without an owner.
 func assign(spaces map[string]namespace, all []Snapshot) map[string]Owner {
 	owners := make(map[string]Owner)
 	parents := make(map[string]string, len(all))

@@ -31,7 +31,7 @@ func Store(root string) string { return filepath.Join(root, storeName) }
 // Mounts returns the directory of the snapshotter's own mounts.
 func Mounts(root string) string { return filepath.Join(root, mountsName) }
 
-// Adoption returns the directory of the records of `thinsnap adopt`.
+// Adoption returns the directory of the files of `thinsnap adopt`.
 func Adoption(root string) string { return filepath.Join(root, adoptionName) }
 
 // rootNames returns the relative paths of everything in the root directory, directories before
@@ -42,7 +42,7 @@ func rootNames() []string {
 
 // Prepare creates the root directory. If it exists, Prepare checks that only the daemon's user can
 // have changed it and that it has no symbolic links, and then removes the permissions of others.
-// After an error nothing is changed.
+// If a check fails, nothing is changed.
 func Prepare(root string) error {
 	resolved, modes, err := check(root)
 	if err != nil {

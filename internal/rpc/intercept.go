@@ -26,7 +26,7 @@ type interceptor struct {
 	admission  Admission       // may be nil
 	observer   Observer
 	running    share // of calls that change something
-	reading    share // of calls that only read the store
+	reading    share // of unary calls that only read the store
 }
 
 func (i *interceptor) unary(
@@ -35,8 +35,8 @@ func (i *interceptor) unary(
 	var resp any
 	err := i.call(ctx, info.FullMethod, requestFields(req), func(ctx context.Context) (err error) {
 		if strings.HasPrefix(info.FullMethod, "/"+diffapi.Diff_ServiceDesc.ServiceName+"/") {
-			// Any containerd on the node may have this differ configured, and asks its next one at once. Comparisons
-			// have a limit of their own.
+			// Any containerd on the node may have this differ configured, and must get Unimplemented at once, to ask its
+			// next one. Comparisons have a limit of their own.
 			resp, err = handle(ctx, req)
 			return err
 		}
@@ -92,7 +92,8 @@ func (s share) enter(ctx context.Context) (leave func(), err error) {
 	return leave, nil
 }
 
-// readsOnly reports whether a method only reads the store. Such calls do not wait for those that change something.
+// readsOnly reports whether a method only reads the store. Such calls do not wait for the others. (List is a stream,
+// which waits for nothing.)
 func readsOnly(fullMethod string) bool {
 	switch path.Base(fullMethod) {
 	case "Stat", "List":
@@ -188,7 +189,7 @@ func withoutPanic(ctx context.Context, f func() error) (err error) {
 	return f()
 }
 
-// level returns debug for calls that only read, because containerd makes them all the time.
+// level returns debug for calls that change no snapshot, unless they fail: containerd makes them all the time.
 func level(method string, code codes.Code) log.Level {
 	switch code {
 	case codes.OK, codes.NotFound, codes.AlreadyExists, codes.Canceled:

@@ -22,8 +22,8 @@ const (
 	//
 	// A call that was given up ends, but its thread may stay in the kernel: the snapshotter limits these.
 	maxRunning = 128
-	// maxReading limits running calls that only read the store. They do not wait for the pool. But they read a mapped
-	// file: if the root's disk hangs, they keep their threads.
+	// maxReading limits running calls that only read the store, except List. They do not wait for the pool. But they
+	// read a mapped file: if the root's disk hangs, they keep their threads.
 	maxReading = 512
 	// maxStreams limits the open calls of a connection. The client queues further ones.
 	maxStreams = 1024

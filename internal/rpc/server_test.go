@@ -269,7 +269,7 @@ func TestClientsHaveReservedCalls(t *testing.T) {
 	}
 }
 
-// Each client has one, however many there are.
+// Each client has a reserved call, however many clients there are.
 func TestReservedCallsOfManyClients(t *testing.T) {
 	limits := NewLimits(1000)
 	running, reading := limits.forServer()
@@ -392,7 +392,7 @@ func TestStopCancelsAfterTimeout(t *testing.T) {
 	require.Equal(t, []string{"Prepare Canceled"}, r.outcomes.all())
 }
 
-// A client cannot fill the disk.
+// A client cannot fill the disk with the log.
 func TestLongKeysAreShortenedInLog(t *testing.T) {
 	r := start(t, &fakeSnapshotter{})
 	_, err := r.client.Stat(t.Context(), strings.Repeat("k", 1<<20))

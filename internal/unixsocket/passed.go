@@ -17,7 +17,8 @@ import (
 const Default = ""
 
 // Passed returns listeners on the sockets that systemd has passed to this process (sd_listen_fds(3)). paths maps the
-// name of each socket (FileDescriptorName=) to its path. At most one socket may have another name: it is Default.
+// name of each socket (FileDescriptorName=) to its path. A socket whose name is not in paths counts as Default; at most
+// one is allowed.
 // Closing a listener leaves the socket to systemd.
 //
 // Each socket must be at its path, belong to this user, and have mode 0600. Otherwise Passed closes the connections
@@ -26,7 +27,7 @@ const Default = ""
 // Passed takes over the descriptors, and must be called once: another os.File of the same number would close whatever
 // file has the number by then.
 func Passed(paths map[string]string) (map[string]net.Listener, error) {
-	files := activation.Files(true) // they are not for programs that this one starts either
+	files := activation.Files(true) // true: programs that this one starts do not get them
 	all, err := listeners(files, paths)
 	if err != nil {
 		for _, l := range all {

@@ -1,5 +1,6 @@
-// Package unixsocket listens on unix sockets that only root can use. It replaces the stale socket
-// of a dead process, but never that of a running one.
+// Package unixsocket listens on unix sockets that only this process's user and root can use: its own
+// and those of systemd. It replaces the stale socket of a dead process, but never that of a running
+// one.
 package unixsocket
 
 import (
