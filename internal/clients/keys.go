@@ -10,8 +10,8 @@ import (
 )
 
 // SplitKey splits a key of containerd's metadata store, "NAMESPACE/NUMBER/NAME". The numbers of a
-// namespace rise, and none is given twice (core/metadata/snapshot.go, createKey). For any other
-// key it returns false.
+// namespace rise while it exists (core/metadata/snapshot.go, createKey). For any other key it returns
+// false.
 func SplitKey(key string) (namespace string, number uint64, name string, ok bool) {
 	namespace, rest, found := strings.Cut(key, "/")
 	digits, name, named := strings.Cut(rest, "/")
