@@ -29,7 +29,7 @@
 // leases. A further key space is one other than the default one.
 //
 //	meta       format, schema, pool, counters, first, next, client, told, "kept " + device u32, and
-//	           "writes lost " + device u32; counters, client and told of each further key space
+//	           "writes lost " + device u32 -> key; counters, client and told of each further key space
 //	snapshots  key                                  -> snapshot
 //	children   device u32, 'c', device of child u32 -> (empty): a volume that is a snapshot of the volume
 //	           device u32, 'v', key of child        -> (empty): a View that shows it
