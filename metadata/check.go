@@ -97,7 +97,9 @@ type checker struct {
 	// incomplete is true if a snapshot or its parent cannot be read: children in the index may then
 	// be of such a snapshot.
 	incomplete bool
-	children   map[string]bool // keys missing from the index of children
+	// children are the keys that belong in the index of children; after checkChildren, those that it
+	// lacks.
+	children map[string]bool
 	// strayChildren are keys of the index of children that belong to no snapshot.
 	strayChildren [][]byte
 	owners        map[uint32]Owner // according to the records, not the index

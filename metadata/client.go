@@ -13,9 +13,10 @@ var keyClient = []byte("client")
 
 // A ClientRecord describes the client of a key space, and facts about the earlier ones.
 type ClientRecord struct {
-	// Number counts the clients of the key space, from 1. A snapshot records the number of the client that created it.
+	// Number counts the clients of the key space, from 1. A snapshot has the number of one (Snapshot.Client).
 	Number uint64
-	// Proxy is the name by which the client calls thinsnap; empty until its first call that has one.
+	// Proxy is the snapshotter's name in the client's requests, that of containerd's proxy plugin. It is empty until a
+	// request has one.
 	Proxy string
 	// PID, StartTime and BootID identify the process. StartTime is in clock ticks since boot. PID is 0 if the process
 	// cannot be seen, or if there is no client.
@@ -36,8 +37,8 @@ type ClientRecord struct {
 	AcceptedBefore uint64
 }
 
-// A Protection protects the snapshots of clients with numbers below Before. Known has numbers of containerd's keys
-// (NAMESPACE/NUMBER/NAME), by namespace: a snapshot with that number or a lower one is not protected.
+// A Protection protects the snapshots of clients with numbers below Before. Known has, for each of containerd's
+// namespaces, the highest number of a key (NAMESPACE/NUMBER/NAME) that is not protected.
 type Protection struct {
 	Before uint64
 	Known  map[string]uint64

@@ -26,7 +26,8 @@
 // # Layout
 //
 // The bucket v1 holds these buckets. Integers in keys are big-endian. Records begin with a version byte, except
-// leases. A further key space is one other than the default one.
+// leases and the entries format, schema, first, next and "writes lost". A further key space is one other than the
+// default one.
 //
 //	meta       format, schema, pool, counters, first, next, client, told, "kept " + device u32, and
 //	           "writes lost " + device u32 -> key; counters, client and told of each further key space

@@ -13,8 +13,8 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest/boltdamage"
 )
 
-// roundTrip encodes a decoded record: the new bytes decode to the same, and encode to the same
-// bytes.
+// roundTrip decodes a record and encodes it. The new bytes must decode to the same record, and its
+// encoding must be the same bytes.
 func roundTrip[T any](t *testing.T, b []byte, decode func([]byte) (T, error), encode func(T) []byte) {
 	t.Helper()
 	first, err := decode(b)

@@ -8,12 +8,12 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// A KeptRecord is a leftover that is not deleted, because a client may have written to it: the
-// store was older than the pool when it was found, or it was adopted.
+// A KeptRecord is a leftover that is not deleted: a client may have written to it, it may be foreign,
+// or it was adopted.
 type KeptRecord struct {
 	VolumeID uint32
 	Mapped   uint64    // bytes that the volume maps
-	Size     uint64    // bytes up to the end of the last block that it maps
+	Size     uint64    // bytes up to the end of its last mapped block, or its virtual size
 	Found    time.Time // UTC
 }
 

@@ -153,8 +153,8 @@ func (t *Tx) KeySpaces() []string {
 	return all
 }
 
-// requireKeySpace returns FailedPrecondition if the further key space of a key has no client's record: only SetClient
-// raises the schema version, which keeps older thinsnaps from the store.
+// requireKeySpace returns FailedPrecondition if the further key space of a key has no client's record. Before SetClient
+// the schema version is too low, and older thinsnaps would use the store.
 func (t *Tx) requireKeySpace(stored string) error {
 	space, _ := SplitKey(stored)
 	if space != "" && t.buckets.meta.Get(keyClientOf(space)) == nil {

@@ -31,8 +31,7 @@ func (s *Store) Rebuild(ctx context.Context) error {
 	return nil
 }
 
-// rewrite writes the indexes. c.children has only the keys that checkChildren did not find in the
-// index.
+// rewrite writes the indexes.
 func (c *checker) rewrite() error {
 	t := c.tx
 	for device, o := range c.owners {

@@ -6,7 +6,7 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 )
 
-// encodeSnapshot leaves out the key, which is the record's key.
+// encodeSnapshot leaves out the snapshot's key, which is the key in the bucket.
 func encodeSnapshot(s Snapshot) []byte {
 	size := 64 + len(s.Parent) + len(s.Filesystem)
 	for k, v := range s.Labels {
@@ -204,7 +204,7 @@ func decodeBase(k, v []byte) (BaseRecord, error) {
 	return b, nil
 }
 
-// encodeTrash leaves out the device id, which is the key.
+// encodeTrash leaves out the device id, which is the key in the bucket.
 func encodeTrash(t TrashRecord) []byte {
 	e := newEncoder(64 + len(t.Key))
 	e.uvarint(t.Size)

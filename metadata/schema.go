@@ -15,8 +15,8 @@ import (
 // schemaVersion counts incompatible changes of the format. The first change to an older store
 // raises its version to schemaRecords (upgrade).
 //
-// Versions 2 to 4 added fields to records (see recordVersion). Version 5 added further key spaces:
-// a store has it only while it has some, so that older thinsnaps can use all other stores.
+// Versions 2 to 4 added fields to records (see recordVersion). Version 5 added further key spaces.
+// Only a store with further key spaces has version 5, so that older thinsnaps can use all others.
 const (
 	schemaVersion = 5
 	// schemaRecords is the version of a changed store without further key spaces.

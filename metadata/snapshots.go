@@ -27,8 +27,8 @@ func (t *Tx) Exists(key string) bool {
 // key must be free (AlreadyExists).
 //
 // An Active snapshot becomes the owner of its VolumeID, which must be in an open lease and have no owner. It has its
-// parent's file system, and at least its size (InvalidArgument). A View has the VolumeID, Size and Filesystem of its
-// parent, or of a base volume if it has no parent. Any other volume is FailedPrecondition.
+// parent's file system, and at least its size: a smaller one is InvalidArgument. A View has the VolumeID, Size and
+// Filesystem of its parent, or of a base volume if it has no parent. Any other violation is FailedPrecondition.
 func (t *Tx) Create(s Snapshot) error {
 	if err := CheckKey(s.Key); err != nil {
 		return err

@@ -8,7 +8,7 @@ type VolumeState uint8
 
 // The states of a volume.
 const (
-	VolumeInUse   VolumeState = iota // owned by an active snapshot, or by a record that cannot be read
+	VolumeInUse   VolumeState = iota // owned by an active snapshot, or the owner or its record cannot be read
 	VolumeIdle                       // owned by a committed snapshot or a base volume, without Views
 	VolumeViewed                     // the same, with Views
 	VolumeTrash                      // in the trash

@@ -99,9 +99,9 @@ func (s *Store) Update(ctx context.Context, fn func(*Tx) error) error {
 // closeWait bounds Close, because a disk may never answer.
 const closeWait = 10 * time.Second
 
-// Close finishes the Updates that were called, waits for Views, and closes the file. Later calls
-// return ErrClosed. After 10 seconds Close returns an Unavailable error, and continues in the
-// background, with the file locked. A second Close returns the same error.
+// Close finishes the Updates that were called, waits for Views, and closes the file. Later Updates
+// and Views return ErrClosed. After 10 seconds Close returns an Unavailable error, and continues in
+// the background, with the file locked. A second Close returns the same error.
 func (s *Store) Close() error {
 	s.closing.Do(func() {
 		closed := make(chan error, 1)

@@ -49,8 +49,8 @@ func (c ClientRecord) WithInstallation(installation string) ClientRecord {
 var keyTold = []byte("told")
 
 // setTold stores Told in an entry beside the client's record, whose format stays that of older thinsnaps. These do not
-// change the entry when they store a client. So it has the client's number and time, and is valid with that record
-// alone.
+// change the entry when they store a client. So it has the number and time of its client, and is valid only while the
+// client's record has the same.
 func (t *Tx) setTold(space string, c ClientRecord) error {
 	k := spaceKey(keyTold, space)
 	if len(c.Told) == 0 {

@@ -45,16 +45,17 @@ type Snapshot struct {
 	Size       uint64 // virtual size, in bytes
 	Filesystem string // "ext4", "xfs"
 
-	// Base is the id of the base volume of a snapshot without a parent, which may have been deleted
-	// since. It is 0 in records of version 1 and for adopted snapshots.
+	// Base is the id of the base volume that an active or committed snapshot without a parent was
+	// created from. That volume may have been deleted since. It is 0 for other snapshots, those with
+	// a file system of their own, adopted ones and records of version 1.
 	Base uint32
 
-	// Usage is the usage of the volume at the Commit. It is zero for other snapshots, whose usage is
+	// Usage was measured at the Commit. It is zero for snapshots that are not committed: theirs is
 	// measured when needed.
 	Usage Usage
 
-	// Client is the number of the client that created or committed the snapshot (see ClientRecord),
-	// or 0 if unknown. Create and Commit set it.
+	// Client is the number of the client that last created, committed or took over the snapshot (see
+	// ClientRecord), or 0 if unknown. Create, Commit and TakeOver set it.
 	Client uint64
 }
 
@@ -63,9 +64,9 @@ type Usage struct {
 	// Bytes counts the mapped bytes of the volume, and Inodes the inodes of its file system. Both
 	// include those shared with the parents.
 	Bytes, Inodes int64
-	// Own is the part of Bytes that the parent's volume does not map to the same blocks of the
-	// pool: all without a parent. Exact is true if Own was measured; otherwise Own is 0, as in
-	// records of versions 1 and 2.
+	// Own is the usage: the part of Bytes that the parent's volume does not map to the same blocks
+	// of the pool. Without a parent it is all of Bytes. Exact is true if Own was measured; otherwise
+	// Own is 0, as in records of versions 1 and 2.
 	Own   int64
 	Exact bool
 }
@@ -140,7 +141,7 @@ type LoopFiles struct {
 // An LVMVolume is the disk of a direct-lvm pool, with its volume group and pool in LVM.
 type LVMVolume struct {
 	Disk                         string // path of the disk at the pool's creation
-	PVUUID                       string // of the disk, chosen before it is made
+	PVUUID                       string // of the physical volume, chosen before pvcreate
 	VGUUID, LVUUID               string // of the volume group and the pool in it; empty until they exist
 	DataPercent, MetadataPercent uint64 // shares of the disk
 }
@@ -149,12 +150,13 @@ type LVMVolume struct {
 type ExistingPool struct {
 	MappedDevice string // name of its mapped device, as configured
 	UUID         string // of that device; may be empty
-	// Adopted are volumes of adopted committed snapshots, at most MaxAdopted. In a pool with
-	// adopted volumes, a volume with an id below FirstInForeign is foreign unless it has an owner.
+	// Adopted are the adopted volumes that identify the pool: at most MaxAdopted, though more may
+	// have been adopted. In such a pool, a volume with an id below FirstInForeign is foreign unless it
+	// has an owner.
 	Adopted []AdoptedVolume
 }
 
-// MaxAdopted is the maximum number of adopted volumes in a pool's record.
+// MaxAdopted is the maximum length of ExistingPool.Adopted.
 const MaxAdopted = 16
 
 // An AdoptedVolume is the volume of an adopted committed snapshot. Its file system's UUID proves
@@ -185,12 +187,12 @@ type LeaseRecord struct {
 	Written bool
 }
 
-// A TrashRecord is a volume that is to be deleted: of a removed snapshot, one replaced by a Commit,
-// an unneeded base volume, or a discarded leftover.
+// A TrashRecord is a volume that is to be deleted: that of a removed snapshot, one that a Commit
+// replaced, an unneeded base volume, or a discarded leftover.
 type TrashRecord struct {
 	VolumeID   uint32
 	Size       uint64 // virtual size, in bytes
-	Key        string // of the snapshot, which another one may have now; "base volume FILESYSTEM/BYTES"; or empty
+	Key        string // the removed snapshot's, which a new one may have; "base volume FILESYSTEM/BYTES"; or empty
 	Filesystem string
 	Since      time.Time // UTC
 }
@@ -200,7 +202,7 @@ type OwnerKind uint8
 
 // Kinds of owners.
 const (
-	OwnerUnknown  OwnerKind = iota // the owner's record is damaged
+	OwnerUnknown  OwnerKind = iota // the entry in the index is damaged
 	OwnerSnapshot                  // an active or committed snapshot
 	OwnerBase                      // a base volume
 	OwnerTrash                     // no snapshot: the volume is to be deleted

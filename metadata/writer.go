@@ -23,11 +23,11 @@ type operation struct {
 	result result // of the last run; the writer's field
 }
 
-// States of an operation. It leaves queued by the writer, or by the end of its context.
+// States of an operation.
 const (
-	queued int32 = iota
-	started
-	abandoned
+	queued    int32 = iota
+	started         // by the writer
+	abandoned       // its context ended in the queue
 )
 
 type result struct {

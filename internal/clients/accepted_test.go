@@ -51,7 +51,7 @@ func TestExchangedAddressesAfterAnOlderVersion(t *testing.T) {
 	other.has(t, append(layers, otherBox)...)
 }
 
-// A release by an accept is for the client of that time, not for another installation.
+// An accept lets the client of that time remove the snapshots, but not another installation later.
 func TestOtherInstallationAfterAccept(t *testing.T) {
 	b := newBench(t)
 	b.waits(0)

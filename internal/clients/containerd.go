@@ -156,8 +156,8 @@ func dial(ctx context.Context, address string, p Process) (net.Conn, error) {
 }
 
 // addressesOf returns the addresses of the sockets of a process with a word in their path. It
-// returns each path in the process's root and in thinsnap's. It needs the latter if it has fewer
-// capabilities than the process, and so cannot use the former (proc(5)).
+// returns each path in the process's root and in thinsnap's. thinsnap needs the latter if it has
+// fewer capabilities than the process, and so cannot use the former (proc(5)).
 func addressesOf(p Process, word string) ([]string, error) {
 	paths, err := socketPaths(p.PID, word)
 	var addresses []string

@@ -174,8 +174,8 @@ func (r *Registry) get(ctx context.Context, key string) (s metadata.Snapshot, er
 	return withClientKeys(s), err
 }
 
-// showNew records that the client's database has just given one key, and has another. If the number was given before,
-// the database is older than the snapshots.
+// showNew records two keys of the client's database: given, which it has just created, and has. If an earlier client
+// was given the same number, the database is older than the snapshots.
 func (r *Registry) showNew(ctx context.Context, given, has string) error {
 	r.show(ctx, has)
 	if err := r.keepIfGivenBefore(ctx, given); err != nil {

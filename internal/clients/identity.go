@@ -24,7 +24,7 @@ const (
 	silent                  // no socket of containerd; one may follow
 	listens                 // it has such a socket
 	told                    // its installation is recorded, and compared with the last one
-	listed                  // it has listed all snapshots of its database
+	listed                  // it has given all: a containerd has listed its snapshots; a buildkitd lists none
 )
 
 // identity has the answers of one client.

@@ -139,7 +139,7 @@ func TestListThatTakesLong(t *testing.T) {
 	}
 }
 
-// TestProgramWithoutASocket uses the store directly, and tells nothing: none of its calls waits.
+// A program without a socket of containerd tells nothing, and none of its calls waits.
 func TestProgramWithoutASocket(t *testing.T) {
 	b := newBench(t)
 	b.waits(time.Hour)

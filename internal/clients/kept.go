@@ -8,8 +8,8 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// isKept reports whether a snapshot of an earlier client is kept: the database of a later client lacked it, or the two
-// are not known to have the same database.
+// isKept reports whether a snapshot of an earlier client is kept: the database of a later client lacked it, or the
+// client is not known to have the earlier one's database.
 func isKept(client metadata.ClientRecord, s metadata.Snapshot) bool {
 	return fromOther(client, s) ||
 		slices.ContainsFunc(client.Protections, func(k metadata.Protection) bool { return protects(k, client, s) })

@@ -188,7 +188,7 @@ func TestRestoredTwice(t *testing.T) {
 		d.last["other"]--
 		d.save()
 		c = b.containerd(t)
-		// The key is free: it has another name.
+		// The number was given before, but with another name, so the key is free.
 		d.last["default"]++
 		again := fmt.Sprintf("default/%d/again", d.last["default"])
 		c.prepare(t, again, "")

@@ -285,7 +285,7 @@ func (r *Registry) Reset(ctx context.Context) error {
 	if err := r.load(ctx); err != nil {
 		return err
 	}
-	if r.client.Number == 0 { // a record of a further client makes older thinsnaps refuse the store
+	if r.client.Number == 0 { // a record of a further key space makes older thinsnaps refuse the store
 		return nil
 	}
 	next := metadata.ClientRecord{

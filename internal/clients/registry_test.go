@@ -216,8 +216,8 @@ func TestRenamedProxyIsRefused(t *testing.T) {
 	requireRefused(t, again.sn(t).Remove(t.Context(), "default/1/box"), "newer than any snapshot")
 }
 
-// TestRestartedContainerd removes, at once, snapshots that it knows and ones that it dropped
-// before.
+// A restarted containerd may remove, at once, snapshots that it knows, and ones with lower numbers
+// that it dropped before.
 func TestRestartedContainerd(t *testing.T) {
 	b := newBench(t)
 	b.knows("one")
@@ -296,7 +296,7 @@ func TestRestoredContainerd(t *testing.T) {
 }
 
 // A wiped containerd pulls the same image, and gives the same keys. It takes over an existing
-// layer; a key with other content is taken.
+// layer. For a key with other content it gets AlreadyExists.
 func TestWipedContainerd(t *testing.T) {
 	b := newBench(t)
 	b.knows("one")

@@ -58,7 +58,7 @@ func (c *Containerd) Close() error { return c.conn.Close() }
 // Container is a container that can be forked.
 type Container struct {
 	ID, Namespace string
-	Snapshotter   string // containerd's name of it
+	Snapshotter   string // its name in containerd
 	SnapshotKey   string // without namespace and number, as in containerd
 	record        *containersapi.Container
 }
@@ -80,8 +80,8 @@ func (c *Containerd) Container(ctx context.Context, namespace, id string) (Conta
 	return source, nil
 }
 
-// WrongSnapshotter returns the error for a container whose snapshot is not in thinsnap. thinsnap is containerd's name
-// of it.
+// WrongSnapshotter returns the error for a container whose snapshot is not in thinsnap. The parameter thinsnap is the
+// name of thinsnap in containerd.
 func WrongSnapshotter(source Container, thinsnap string) error {
 	return fmt.Errorf("container %q has its snapshot in %q, and containerd knows thinsnap as %q: %w",
 		source.ID, source.Snapshotter, thinsnap, errdefs.ErrFailedPrecondition)
@@ -169,9 +169,9 @@ func inherited(labels map[string]string) map[string]string {
 	return needed
 }
 
-// lease protects new objects of the returned context from containerd's collector, until release. With collect, release
-// waits until the collector has removed the unused ones. The caller may not know them: the answer to the call that
-// created one may have been lost.
+// lease protects objects that are created with the returned context from containerd's collector, until release. With
+// collect, release waits until the collector has removed the unused ones. The caller may not know them: the answer to
+// the call that created one may have been lost.
 func (c *Containerd) lease(ctx context.Context) (_ context.Context, release func(collect bool) error, _ error) {
 	lease, err := c.leases.Create(ctx, leases.WithRandomID(), leases.WithExpiration(leaseTime))
 	if err != nil {

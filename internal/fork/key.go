@@ -6,9 +6,9 @@ import (
 	"github.com/thinsnap/thinsnap/internal/clients"
 )
 
-// NewestKey returns thinsnap's key for a key of containerd: of all keys with that name, the one with the highest
-// number, or "". The others are of snapshots that containerd's collector has not removed yet. keys must not
-// include kept snapshots.
+// NewestKey returns thinsnap's key, NAMESPACE/NUMBER/NAME, for a key of containerd, which is only the name. Of several
+// keys with that name it returns the one with the highest number; of none, "". The others are of snapshots that
+// containerd's collector has not removed yet. keys must not include kept snapshots.
 func NewestKey(keys iter.Seq[string], namespace, containerdKey string) string {
 	var newest string
 	var highest uint64

@@ -25,7 +25,7 @@ const restartLabels = "containerd.io/restart."
 // tasks start" has none.
 const networkExtension = "ctr.cni-containerd.metadata"
 
-// owner returns the name of the program that has state of the container outside of the record, or "".
+// owner returns the program that has state of the container outside of the record, or "" for none.
 func owner(c *containersapi.Container) string {
 	for label := range c.GetLabels() {
 		switch {

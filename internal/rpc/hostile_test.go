@@ -104,7 +104,7 @@ type verbatim struct{}
 
 func (verbatim) Name() string { return "proto" }
 
-func (verbatim) Marshal(v any) ([]byte, error) { return v.([]byte), nil } //nolint:errcheck // it is what it is
+func (verbatim) Marshal(v any) ([]byte, error) { return v.([]byte), nil } //nolint:errcheck // every message is bytes
 
 func (verbatim) Unmarshal([]byte, any) error { return nil }
 

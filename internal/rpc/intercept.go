@@ -25,7 +25,7 @@ type interceptor struct {
 	logContext context.Context //nolint:containedctx // has the logger for the calls' contexts
 	admission  Admission       // may be nil
 	observer   Observer
-	running    share // of calls that change something
+	running    share // of unary calls that may wait for the pool
 	reading    share // of unary calls that only read the store
 }
 

@@ -17,13 +17,14 @@ import (
 )
 
 const (
-	// maxRunning limits running calls that change something; others wait. A call in the kernel takes a thread, and Go
-	// ends a process with 10,000 threads. More calls are not faster, because the pool takes one message at a time.
+	// maxRunning limits running unary calls of the snapshotter, except Stat. Further ones wait. A call in the kernel takes
+	// a thread, and Go ends a process with 10,000 threads. More calls are not faster, because the pool takes one message
+	// at a time.
 	//
 	// A call that was given up ends, but its thread may stay in the kernel: the snapshotter limits these.
 	maxRunning = 128
-	// maxReading limits running calls that only read the store, except List. They do not wait for the pool. But they
-	// read a mapped file: if the root's disk hangs, they keep their threads.
+	// maxReading limits running calls of Stat, which only reads the store. They do not wait for the pool. But they read a
+	// mapped file: if the root's disk hangs, they keep their threads.
 	maxReading = 512
 	// maxStreams limits the open calls of a connection. The client queues further ones.
 	maxStreams = 1024

@@ -224,8 +224,8 @@ func TestRunningCallsAreLimited(t *testing.T) {
 	require.True(t, r.server.Stop(t.Context()))
 }
 
-// Two of three clients make more calls than may run, and none of them ends. The third is served, and in total no more
-// calls run than of a single client.
+// Two of three clients make more calls than may run, and none of them ends. The third is served, and all
+// clients together have no more than maxRunning running calls.
 func TestClientsHaveReservedCalls(t *testing.T) {
 	var inside, begun atomic.Int64
 	release := make(chan struct{})

@@ -18,8 +18,7 @@ const Default = ""
 
 // Passed returns listeners on the sockets that systemd has passed to this process (sd_listen_fds(3)). paths maps the
 // name of each socket (FileDescriptorName=) to its path. A socket whose name is not in paths counts as Default; at most
-// one is allowed.
-// Closing a listener leaves the socket to systemd.
+// one is allowed. Closing a listener leaves the socket to systemd.
 //
 // Each socket must be at its path, belong to this user, and have mode 0600. Otherwise Passed closes the connections
 // that wait on all sockets, like RefusePassed.

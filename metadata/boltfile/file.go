@@ -42,8 +42,8 @@ func View(path string, fn func(*bolt.Tx) error) error {
 }
 
 // Update calls fn in a transaction on the file, and commits it unless fn fails. When it returns
-// nil, the changes are on stable storage. Meanwhile no other process can open the file. Otherwise it is like
-// View.
+// nil, the changes are on stable storage. Meanwhile no other process can open the file. Otherwise it
+// is like View.
 //
 // It writes no list of free pages: containerd's files have none either
 // (plugins/metadata/plugin.go), and bbolt reads both kinds.

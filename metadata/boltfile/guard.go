@@ -7,7 +7,7 @@ import (
 )
 
 // Guard calls fn, and returns its error. If fn panics because of a damaged or unreadable page,
-// Guard returns the value of the panic and no error. Other panics continue.
+// Guard returns the value of the panic as page, and no error. Other panics continue.
 func Guard(fn func() error) (page any, err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	returned := false
