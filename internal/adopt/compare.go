@@ -83,7 +83,8 @@ type contents map[string]content
 
 type content struct {
 	text string
-	// view is true for a View. It may disappear: the built-in's volume of it is a kept leftover.
+	// view is true for a View. It may disappear: the volume that the built-in made for the View is a
+	// kept leftover.
 	view bool
 }
 

@@ -292,8 +292,8 @@ func (s fixture) requireAdopted(t *testing.T, keys ...string) {
 	require.Empty(t, k.Devices)
 }
 
-// requireBack fails if thinsnap has any file left except backups, or if the built-in has none of
-// the states before.
+// requireBack fails if thinsnap has any file left except backups, or if the built-in's state is not
+// in before.
 func (s fixture) requireBack(t *testing.T, before ...state) {
 	t.Helper()
 	if now := s.state(t); !slices.ContainsFunc(before, func(want state) bool { return reflect.DeepEqual(want, now) }) {

@@ -77,9 +77,9 @@ To undo the adoption, stop containerd and thinsnap, and run
 // mark returns the line that identifies the texts of one adoption.
 func (r Record) mark() string { return "\nAdoption " + r.ID + "\n" }
 
-// isBlocked returns true if this adoption keeps the built-in from starting. It fails with
-// errdefs.ErrFailedPrecondition if an adoption in another root does, which may have begun before
-// this one had blocked the built-in.
+// isBlocked returns true if this adoption keeps the built-in from starting. If an adoption in
+// another root does, it fails with errdefs.ErrFailedPrecondition. The other adoption may have begun
+// before this one blocked the built-in.
 func (a *adoption) isBlocked() (bool, error) {
 	path := a.record.poolPath()
 	text, err := textAt(path)
@@ -191,7 +191,7 @@ func rename(ctx context.Context, path, from, to string, leave func(metadb.Names)
 	return metadb.Verify(ctx, path, names, to, out)
 }
 
-// leaveOut returns the snapshots in names to leave out. The others must have one of the keys.
+// leaveOut returns those snapshots of names that are in left. Each other one must be in keys.
 func leaveOut(names metadb.Names, left map[string][]string, keys map[string]bool) (metadb.LeaveOut, error) {
 	all := make(metadb.LeaveOut)
 	for _, ns := range names.Namespaces {

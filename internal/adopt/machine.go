@@ -21,7 +21,7 @@ type machine interface {
 	plan(ctx context.Context, o plan.Options) (plan.Plan, error)
 	// lock keeps other thinsnap processes from the pool of a store until close.
 	lock(ctx context.Context, store *metadata.Store) error
-	// resume resumes the pool if a killed zero left it suspended.
+	// resume resumes the pool if a run was killed in zero and left it suspended.
 	resume(p Pool) error
 	// idle reads the mapped devices with the given names, and leaves out those that do not exist.
 	idle(names []string) ([]IdleDevice, error)

@@ -24,8 +24,9 @@ import (
 // Errors have one of these classes:
 //
 //   - errdefs.ErrNotFound: the root has no adoption
-//   - errdefs.ErrFailedPrecondition, without a change: snapshots were added, or removed except for
-//     Views; the pool is not provably the recorded one; or another process has a database open
+//   - errdefs.ErrFailedPrecondition, without a change: snapshots were added; snapshots other than
+//     Views were removed; the pool is not provably the recorded one; or another process has a
+//     database open
 //   - errdefs.ErrUnavailable: a volume is in use
 func Undo(ctx context.Context, o plan.Options, report func(step string)) error {
 	control, err := devmapper.Open()

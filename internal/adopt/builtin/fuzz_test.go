@@ -159,7 +159,7 @@ func FuzzRecords(f *testing.F) {
 	})
 }
 
-// apply makes an edit, unless the transaction is in the other database.
+// apply makes an edit, unless its bucket is in the other database.
 func apply(tx *bolt.Tx, bucket byte, key, value []byte) {
 	b := tx.Cursor().Bucket()
 	for _, name := range [][]string{

@@ -22,8 +22,8 @@ const (
 	gib      = 1 << 30
 )
 
-// made has databases that containerd's code makes. They have the transactions and states of its
-// Snapshotter and PoolDevice in their order, without the changes in the kernel.
+// made has databases that containerd's code makes. Its methods make the transactions and state
+// changes of containerd's Snapshotter and PoolDevice in their order, but change nothing in the kernel.
 type made struct {
 	t     testing.TB
 	dir   string

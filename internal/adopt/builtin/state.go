@@ -18,10 +18,10 @@ const (
 	StateActivating                // the volume exists, and is being activated
 	StateActivated                 // active until the host restarts: an active snapshot or a View
 	StateSuspending                // for a child, or for a commit
-	StateSuspended                 //
-	StateResuming                  //
+	StateSuspended                 // I/O waits
+	StateResuming                  // after the copy for a child, or during a commit
 	StateResumed                   // active, but not activated again when containerd starts
-	StateDeactivating              //
+	StateDeactivating              // at the end of a commit, or before a removal
 	StateDeactivated               // the volume exists, and is inactive after its last close: a committed snapshot
 	StateRemoving                  // the volume may exist
 	// StateRemoved is the state after the volume was deleted and before its record is deleted

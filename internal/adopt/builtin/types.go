@@ -56,9 +56,9 @@ type Snapshot struct {
 	Kind   snapshots.Kind // KindView, KindActive or KindCommitted
 	Parent string         // a key; "" without a parent
 
-	// Bytes is the space that the volume, with its ancestors' blocks, mapped in the pool at the
-	// commit, a multiple of 512. It is 0 for other snapshots, for whose usage containerd asks the
-	// kernel (snapshotter.go: Commit, Usage; pool_device.go: GetUsage).
+	// Bytes is the space that a committed snapshot's volume, with its ancestors' blocks, mapped in
+	// the pool at the commit, a multiple of 512. For other kinds it is 0, and containerd asks the
+	// kernel for their usage (snapshotter.go: Commit, Usage; pool_device.go: GetUsage).
 	Bytes  int64
 	Inodes int64 // at least 0; the snapshotter stores 0
 

@@ -15,7 +15,7 @@ import (
 type mover struct {
 	from, to string
 	leave    LeaveOut
-	back     bool // Restore: merge with existing entries of the name in to
+	back     bool // Restore: merge with existing entries of the restored name (to)
 	changes  []change
 	detached []detached // snapshots to put back into their parent's list
 }

@@ -12,8 +12,8 @@ import (
 )
 
 // Verify verifies a database after Rename. before is the result of a Read before it. The same places
-// must have the name in to, the snapshots that are left out must have the old name, and nothing else
-// may have changed. Otherwise Verify fails with DataLoss, and the file must not be used. It also
+// must have the new name (to), the snapshots that are left out must have the old name, and nothing
+// else may have changed. Otherwise Verify fails with DataLoss, and the file must not be used. It also
 // fails like Read.
 func Verify(ctx context.Context, path string, before Names, to string, leave LeaveOut) error {
 	if err := checkNames(before.Snapshotter, to); err != nil {

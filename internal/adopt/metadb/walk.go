@@ -26,8 +26,8 @@ type entry struct {
 	contents checksum // of a bucket
 }
 
-// idle returns true if another snapshotter can have the entry's name: it is an empty bucket, which
-// containerd does not remove, or the default of a namespace.
+// idle returns true if Rename can give the entry's name to another snapshotter: it is an empty
+// bucket, which containerd does not remove, or the default of a namespace.
 func (e *entry) idle() bool {
 	if e.bucket != nil {
 		key, _ := e.bucket.Cursor().First()

@@ -98,7 +98,7 @@ func change(r *rand.Rand, w *world) {
 	}
 }
 
-// unique removes names that no database can have, because a key is unique in its bucket.
+// unique removes duplicates of names: in a database, a key is unique in its bucket.
 func (w *world) unique() {
 	for _, ns := range w.names {
 		seen := make(map[string]bool)

@@ -15,11 +15,10 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// An image is a chain of Layers committed snapshots, with Containers active snapshots on the last
-// one.
+// Numbers of the snapshots of one image.
 const (
-	Layers     = 10
-	Containers = 2
+	Layers     = 10 // committed, in a chain
+	Containers = 2  // active, on the last layer
 	Image      = Layers + Containers
 )
 

@@ -11,7 +11,7 @@ import (
 // discardPiece is the number of bytes that Discard discards in one turn.
 const discardPiece = 128 << 20
 
-// Discard empties a volume in pieces. Each piece asks for a fault. It panics if the volume is in
+// Discard empties a volume in pieces, and calls the Fault for each. It panics if the volume is in
 // use.
 func (p *Pool) Discard(ctx context.Context, id thin.ID, turn blockdev.Turn) error {
 	if err := p.onDevice(ctx, "OpenToDiscard", id, func(d *device) { d.openers++; d.discards++ }); err != nil {

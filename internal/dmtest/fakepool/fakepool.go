@@ -91,7 +91,7 @@ func New(dataBytes uint64) *Pool {
 // SetFault sets the Fault of all further calls.
 func (p *Pool) SetFault(fault Fault) { p.fault.Store(&fault) }
 
-// enter begins each call. It lets other goroutines run, like the kernel, and asks for a fault.
+// enter begins each call. It lets other goroutines run, like the kernel, and calls the Fault.
 func (p *Pool) enter(ctx context.Context, method string, id thin.ID) (unlock func(), err error) {
 	for range rand.IntN(3) {
 		runtime.Gosched()

@@ -1,5 +1,5 @@
 // Package thintools runs thin-provisioning-tools on the metadata of a pool that is not in the
-// kernel. Its functions need the kernel, except for Restore, which creates such metadata.
+// kernel. Restore creates such metadata. The other functions need root, for a loop device.
 package thintools
 
 import (
