@@ -62,7 +62,7 @@ type annotator struct {
 func (a annotator) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	path := req.URL.Path
 	isManifest := strings.Contains(path, "/manifests/")
-	if isManifest { // also by digest: the image has only one
+	if isManifest { // also if requested by digest: the image has only one manifest
 		path = path[:strings.LastIndex(path, "/")+1] + a.tag
 	}
 	get, err := http.NewRequestWithContext(req.Context(), http.MethodGet, a.registry+path, nil)

@@ -71,7 +71,7 @@ func mounted(t *testing.T, snapshots func(...string) string, key string, use fun
 	use(dir)
 }
 
-// snapshotInfo is what `ctr snapshots info` prints.
+// snapshotInfo is the output of `ctr snapshots info`.
 type snapshotInfo struct {
 	Kind   string
 	Parent string

@@ -16,7 +16,7 @@ import (
 )
 
 // standInVariable names one of containerd's own snapshotters to test instead of thinsnap: a failure that both have is
-// not thinsnap's. It needs no device-mapper.
+// not thinsnap's. The stand-in needs no device-mapper.
 const standInVariable = "THINSNAP_TEST_SNAPSHOTTER"
 
 // bench is a containerd with the snapshotter under test.
@@ -64,7 +64,7 @@ func TestContainerd(t *testing.T) {
 			for _, test := range []struct {
 				name string
 				run  func(*testing.T, *bench)
-				// newest tests run on older releases only if dmtest.Thorough.
+				// newest: older releases run it only if dmtest.Thorough.
 				newest bool
 			}{
 				{"pull", testPull, false},

@@ -18,7 +18,8 @@ import (
 )
 
 // TestDifferConfiguration has containerd read the configurations in docs/commit.md while nothing listens on thinsnap's
-// socket. The differ is loaded in both versions and by containerd 1.7. A containerd before 1.7.4 does not start.
+// socket. The newest containerd loads the differ from versions 2 and 3 of the configuration, and containerd 1.7 from
+// version 2. A containerd before 1.7.4 does not start.
 func TestDifferConfiguration(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.NoLeaks(t)

@@ -17,8 +17,8 @@ import (
 // makingLimit bounds the time that LVM takes to make a pool. A guest without KVM is slow.
 const makingLimit = 3 * time.Minute
 
-// TestOnABlankDisk: the name of a blank disk is all that a running container needs, at first and after a restart of the
-// machine.
+// TestOnABlankDisk: thinsnap makes a pool on the blank disk that its configuration names, and activates it after a
+// restart of the machine. A container runs each time.
 func TestOnABlankDisk(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.NoLeaks(t)

@@ -12,7 +12,7 @@ import (
 )
 
 // shownBy maps the commands of documents, as regular expressions, to the test or the part of `make test` that runs
-// them. Others have the reason why none does. cmd/thinsnap tests thinsnap's own commands.
+// them. If none runs a command, its value is "reason: " and the reason. cmd/thinsnap tests thinsnap's own commands.
 var shownBy = map[string]string{
 	"cp metadata metadata.before":                                   "TestKernelTransactionIDByHand",
 	"thin_check --clear-needs-check-flag metadata":                  "TestKernelTransactionIDByHand",

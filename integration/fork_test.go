@@ -17,8 +17,8 @@ import (
 // forkLabel makes a Prepare a fork.
 const forkLabel = "containerd.io/snapshot/thinsnap/from="
 
-// testFork forks a running container: with its record, alone, and for a new container with any record. Each fork has
-// the container's content of that moment, and shares no later change.
+// testFork forks a running container: with a copy of its record, as a snapshot alone, and for a container that a client
+// makes. Each fork has the container's content of that moment, and shares no later change.
 func testFork(t *testing.T, b *bench) {
 	if b.thinsnap == nil {
 		t.Skip("no other snapshotter has forks")
@@ -129,7 +129,7 @@ func (b *bench) read(t *testing.T, id, path string) string {
 	return b.Ctr(t, "tasks", "exec", "--exec-id", "read", id, "cat", path)
 }
 
-// containerRecord is a part of what `ctr containers info` prints.
+// containerRecord is a part of the output of `ctr containers info`.
 type containerRecord struct {
 	SnapshotKey, Image string
 	Labels             map[string]string

@@ -22,7 +22,7 @@ func testOtherOwners(t *testing.T, b *bench) {
 	b.RemoveImage(t, image)
 }
 
-// forkMapped forks such a container. The fork has the same mapping, and the same owners in it.
+// forkMapped forks a container in a user namespace. The fork has the same mapping, and the same owners in it.
 func (b *bench) forkMapped(t *testing.T, image string) {
 	t.Helper()
 	if b.thinsnap == nil {

@@ -36,8 +36,8 @@ func TestPackageTables(t *testing.T) {
 	}
 }
 
-// listedPackages returns the packages of the tables from top to bottom. The table of test packages,
-// which is the second, stands above the first.
+// listedPackages returns the packages of the tables from top to bottom. It puts the second table,
+// of test packages, first, because tests import the packages of the other.
 func listedPackages(t *testing.T) []string {
 	t.Helper()
 	text, err := os.ReadFile("../docs/design.md")

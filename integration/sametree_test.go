@@ -41,8 +41,8 @@ func testSameTree(t *testing.T, b *bench) {
 	t.Logf("compared %d files", len(want))
 }
 
-// forgetUnpackTimes makes the times of directories equal that overlayfs created itself, because a layer has files in them
-// but no entry for them. All other times have to be equal.
+// forgetUnpackTimes ignores the times of the directories that the unpack itself created: a layer has files in them but
+// no entry for them. All other times have to be equal.
 func forgetUnpackTimes(want, got tree.Tree, start time.Time) {
 	for path, entry := range want {
 		other, ok := got[path]

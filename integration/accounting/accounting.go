@@ -42,8 +42,8 @@ type Meter struct {
 	begin sample
 }
 
-// Start starts a meter. pids maps names, which [Usage] has too, to process ids. A process's usage does not include the
-// meter's own, even if it is the caller's: processes are read last here, and first in [Meter.Read].
+// Start starts a meter. pids maps names, which [Usage] has too, to process ids. One of them may be the caller's: its
+// usage does not include the meter's work, because processes are read last here, and first in [Meter.Read].
 func Start(pids map[string]int) (*Meter, error) {
 	m := &Meter{pids: pids}
 	if err := m.begin.readMachine(); err != nil {

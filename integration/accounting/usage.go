@@ -71,7 +71,7 @@ func (u Usage) CPU() time.Duration {
 	return sum
 }
 
-// Less returns u without an idle machine's usage in the same time, at the rates of idle.
+// Less returns u minus the usage of an idle machine in the same time. idle may have another duration.
 func (u Usage) Less(idle Usage) Usage {
 	if idle.Duration <= 0 {
 		return u

@@ -92,7 +92,7 @@ func (n *node) unmount(t *testing.T) {
 	command(t, "umount", mounts[0])
 }
 
-// removeLost removes a container whose snapshot was left out of the adoption. It cannot start before that.
+// removeLost removes a container whose snapshot was left out of the adoption. The container cannot start.
 func (n *node) removeLost(t *testing.T) {
 	t.Helper()
 	_, err := n.TryCtr("-n", brokenNS, "tasks", "start", lostContainer)

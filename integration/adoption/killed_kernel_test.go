@@ -123,7 +123,7 @@ func (n *node) passed(t *testing.T, names []string, args ...string) (passed []st
 	return passed
 }
 
-// killedAt kills an adoption or its undo. thinsnap starts only if that had not begun, or was complete.
+// killedAt kills an adoption or its undo. If it is unfinished then, thinsnap does not start.
 func (n *node) killedAt(t *testing.T, failpoint string, args ...string) {
 	t.Helper()
 	_, err := n.withFailpoints(t, "return", []string{failpoint}, args...)

@@ -61,7 +61,7 @@ func (p *pool) written() (float64, error) {
 	return sectors / 2, nil
 }
 
-// benchBytes measures the space that a new pool takes and gives back.
+// benchBytes measures the space that a new pool allocates and frees.
 func benchBytes(s *suite) {
 	const containers, slowContainers = 100, 10
 	for _, t := range s.targets {

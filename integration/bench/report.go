@@ -18,7 +18,7 @@ import (
 
 // The columns of the table. All but Floor are names of snapshotters in containerd.
 const (
-	Floor     = "floor" // the minimum for any snapshotter of its kind
+	Floor     = "floor" // the minimum for any snapshotter on dm-thin
 	Overlayfs = "overlayfs"
 	// OverlayProxy is the same code as Overlayfs, in a process of its own, as every proxy plugin is.
 	OverlayProxy = "overlayfs-proxy"

@@ -251,7 +251,7 @@ func (s *suite) end() {
 // rounds; slow snapshotters take part in every fourth round.
 func (s *suite) inTurn(rounds int, op func(t *target)) { s.inTurnSlow(rounds, slowEvery, op) }
 
-// inTurnSlow is inTurn, in which slow snapshotters take part only in every nth round (every).
+// inTurnSlow is inTurn, but slow snapshotters take part once in the given number of rounds (every).
 func (s *suite) inTurnSlow(rounds, every int, op func(t *target)) {
 	for round := range rounds {
 		for _, t := range s.targets {
@@ -308,7 +308,7 @@ func (s *suite) layer(t *target, parent string) string {
 	return layer
 }
 
-// collect has containerd collect its garbage, in which it removes the clients' removed snapshots from the snapshotters.
+// collect has containerd collect its garbage. Only then does it delete removed snapshots in the snapshotters.
 func (s *suite) collect() error {
 	leases, id := leasesapi.NewLeasesClient(s.conn), s.key()
 	_, err := leases.Create(s.ctx, &leasesapi.CreateRequest{ID: id})

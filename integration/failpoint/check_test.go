@@ -14,7 +14,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/check"
 )
 
-// checkStopped compares the store, the kernel and the pool of a crashed daemon. Differences that its next start settles
+// checkStopped compares the store, the kernel and the pool of a crashed daemon. Differences that its next start removes
 // do not count.
 func (s *stand) checkStopped(t testing.TB) {
 	t.Helper()

@@ -189,15 +189,15 @@ func (op operation) requireResult(r *trial) {
 	}
 }
 
-// crash runs the operation with one failpoint armed. It reports whether the failpoint was reached: the background's
-// work may differ from run to run.
+// crash runs the operation with one failpoint armed. It reports whether the failpoint was reached: the
+// daemon's background work may differ from run to run.
 func (op operation) crash(r *trial, failpoint string) bool {
 	r.Helper()
 	op.begin(r, crash, []string{failpoint})
 	began := time.Now()
 	err := op.do(r)
 	if err == nil && r.running() {
-		// The call waits for the background, which may crash; its error does not matter.
+		// The call waits for background work, in which the daemon may crash; its error does not matter.
 		_ = r.cleanup()
 	}
 	reached := r.crashed()

@@ -39,7 +39,7 @@ func testFirstStart(t *testing.T, c *coverage) {
 		t.Run("start", func(t *testing.T) {
 			defer func() { failed = t.Failed() }()
 			if i < len(starting) {
-				// The background may reach the failpoint after the daemon is ready.
+				// Background work may reach the failpoint after the daemon is ready.
 				_ = s.launched(t, variable(crash, starting[i]))
 				require.True(t, s.crashed())
 				s.checkStopped(t)

@@ -95,7 +95,7 @@ func requireCommitted(r *trial) {
 
 func commit(r *trial) error { return r.commit(r.key("c"), r.key("a")) }
 
-// removal removes snapshots and waits for the background.
+// removal removes snapshots and waits for background work.
 func removal(keys ...string) func(*trial) error {
 	return func(r *trial) error {
 		for _, key := range keys {
@@ -365,7 +365,7 @@ func stop(r *trial) error {
 	return nil
 }
 
-// start starts the daemon, and waits for the background.
+// start starts the daemon, and waits for background work.
 func start(r *trial) error {
 	if !r.running() {
 		if err := r.launched(r.T, r.env...); err != nil {

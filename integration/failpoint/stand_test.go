@@ -20,7 +20,7 @@ import (
 )
 
 const (
-	// crashLimit bounds the time in which the background reaches a failpoint.
+	// crashLimit bounds the time in which the daemon's background work reaches a failpoint.
 	crashLimit = 10 * time.Second
 	// Actions of a failpoint that is passed; see build.sh.
 	crash = "return"

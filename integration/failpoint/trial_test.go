@@ -137,14 +137,14 @@ func (r *trial) mounts(key string) (mounts []mount.Mount, err error) {
 	return mounts, err
 }
 
-// cleanup waits for the background.
+// cleanup waits for the daemon's background work.
 func (r *trial) cleanup() error {
 	cleaner, ok := r.sn.(snapshots.Cleaner)
 	require.True(r, ok)
 	return r.call(cleaner.Cleanup)
 }
 
-// awaitIdle waits until the background has no pending work.
+// awaitIdle waits until the daemon has no pending background work.
 func (r *trial) awaitIdle() {
 	r.Helper()
 	if r.spares {

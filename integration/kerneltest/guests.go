@@ -33,9 +33,9 @@ func longestFirst(a, b testPackage) int {
 
 // guestsAtATime returns the number of places in which packages are tested concurrently; the host is one place.
 //
-// Two guests of one processor need half of the time of one guest of two. The emulator has a further thread for each
-// guest's devices. While it runs, one of the guest's processors does not, and the other spins if it waits for a lock or
-// an interrupt of the first.
+// Two guests with one processor each need half of the time of one guest with two processors. The emulator has a further
+// thread for each guest's devices. While it runs, one of the guest's processors does not, and the other spins if it
+// waits for a lock or an interrupt of the first.
 func guestsAtATime(cpus, packages int) (int, error) {
 	direct, _, err := vm.Prefer()
 	if err != nil || direct {

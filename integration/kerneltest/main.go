@@ -1,6 +1,6 @@
 // Command kerneltest runs the tests that need device-mapper: those in files named *_kernel_test.go. It uses as many
-// guests as the host has processors, or the host itself if it has root and dm-thin. It writes the events to standard
-// output like `go test -json`.
+// guests as the host has processors and memory for, or the host itself if it has root and dm-thin. It writes the events
+// to standard output like `go test -json`.
 //
 // After a failed package, the next one gets a new guest, because leftovers of the failure could make it fail, too.
 package main

@@ -17,8 +17,8 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// checkpoint makes a checkpoint of a container that writes on, as the kubelet does. It is skipped on a kernel that criu
-// does not support, which only .ci/skips-sid allows.
+// checkpoint makes a checkpoint, as the kubelet does, of a container that continues to write. It is skipped on a kernel
+// that criu does not support. Only .ci/skips-sid allows that skip.
 func (n *node) checkpoint(ctx context.Context, t *testing.T) {
 	t.Helper()
 	_, err := exec.LookPath("criu")

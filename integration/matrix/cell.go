@@ -38,7 +38,8 @@ func (c cell) String() string {
 // series are the first two numbers of a version.
 var series = regexp.MustCompile(`^\d+\.\d+`)
 
-// replaces reports whether c is a later run of the other.
+// replaces reports whether c, which ran later, is of the same client, series of versions and series of kernels. A
+// user-mode kernel has cells of its own.
 func (c cell) replaces(other cell) bool {
 	return c.Client == other.Client && series.FindString(c.Version) == series.FindString(other.Version) &&
 		series.FindString(c.Kernel) == series.FindString(other.Kernel) &&

@@ -87,8 +87,8 @@ func TestUnit(t *testing.T) {
 		g.run(t, "systemd-analyze security --threshold=15 thinsnap-trim.service")
 	})
 	t.Run("restart", func(t *testing.T) {
-		// TestUnderSystemd calls thinsnap meanwhile: containerd waits for only one second, and an emulated guest takes
-		// longer.
+		// The calls begin after the restart, which takes an emulated guest longer than the second that containerd
+		// waits. TestUnderSystemd calls thinsnap during a restart.
 		g.run(t, "systemctl restart thinsnap")
 		g.eventually(t, "ctr snapshots --snapshotter thinsnap ls")
 		g.requireRuns(t, "box")

@@ -1,6 +1,6 @@
 // Package vm boots a stock Debian kernel in QEMU with the host's own file system as root, and runs programs in it.
 //
-// thinsnap's tests need root and a kernel with device-mapper, and they crash both. Nothing is installed on the host:
+// thinsnap's tests need root and a kernel with device-mapper, which they may crash. Nothing is installed on the host:
 // integration/setup.sh unpacks the kernel's package into a cache directory (see [CacheDir]).
 //
 // Other runners do not fit. vimto has no disks that survive a kill, and needs 9p, virtio and overlay built into the

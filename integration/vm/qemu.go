@@ -18,9 +18,9 @@ const qemuProgram = "qemu-system-x86_64"
 // emulated machine on a busy host panics.
 const kernelOptions = "console=ttyS0 loglevel=5 panic=-1 oops=panic mitigations=off apparmor=0 no_timer_check"
 
-// QEMU keeps translated code by virtual address: a program that is run again at the same address runs three times as
-// fast. Features newer than Nehalem's (fast byte copies, larger register state, five-level page tables) slow an
-// emulated processor down: without them a pool's tests take a third less time.
+// norandmaps: QEMU keeps translated code by virtual address, so a program that is run again at the same address runs
+// three times as fast. Features newer than Nehalem's (fast byte copies, larger register state, five-level page tables)
+// slow an emulated processor down: without them a pool's tests take a third less time.
 //
 // When the first memory cgroup is made, the kernel rewrites an instruction of kmem_cache_alloc, unless kernel memory is
 // not accounted. Emulated guests have hung there, with both of their processors.

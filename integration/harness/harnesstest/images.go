@@ -41,8 +41,8 @@ func (c *Containerd) RemoveImage(t testing.TB, image string) {
 	})
 }
 
-// CollectGarbage has containerd collect all garbage. No label keeps the snapshot of `ctr snapshots view`, which lasts
-// until the next removal.
+// CollectGarbage has containerd collect all garbage. That removes a snapshot of `ctr snapshots view`, which has no
+// label that keeps it.
 func (c *Containerd) CollectGarbage(t testing.TB) {
 	t.Helper()
 	c.call(t, func(ctx context.Context, conn *grpc.ClientConn) error {

@@ -13,8 +13,8 @@ type Point struct {
 }
 
 // Draw draws a random point after the entries before first. Between two flushes any subset of the writes may have
-// reached stable storage; a write with FUA has once it was complete. Half of the points are right after a mark, where
-// its promise is most easily broken.
+// reached stable storage, but each complete write with FUA has reached it. Half of the points are right after a mark,
+// where its promise is most easily broken.
 func (l *Log) Draw(random *rand.Rand, first int) Point {
 	groups := l.groups(first)
 	group := groups[random.IntN(len(groups))]

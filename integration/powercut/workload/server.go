@@ -69,8 +69,8 @@ func (s *server) stop() error { return errors.Join(s.conn.Close(), s.Stop()) }
 
 // check compares the store, the kernel and the pool. The server may be running or not.
 //
-// It accepts blocks without a volume: the kernel allocates a block before the write to it ends, and commits that if the
-// power is cut in between.
+// It accepts blocks without a volume: the kernel allocates a block before a write, and maps it when the write ends. If
+// it commits in between, a power cut leaves the block allocated.
 func (s *server) check() error {
 	out, err := s.TryRun(nil, "check", "--json")
 	if err == nil {
