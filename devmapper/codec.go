@@ -156,8 +156,8 @@ func decodeTargets(payload []byte, count uint32) ([]Target, error) {
 }
 
 // decodeNames decodes the payload of DM_LIST_DEVICES. A record has a device number, next (from the
-// start of its own record) and a name. Aligned after the name follow the event number and the flags
-// (since Linux 4.14), and then the uuid (since Linux 5.13, on request).
+// start of its own record) and a name. Aligned after the name follow the event number (since Linux
+// 4.14), the flags, and on request the uuid (both since Linux 5.13).
 func decodeNames(payload []byte) ([]Device, error) {
 	var devices []Device
 	for at := 0; at < len(payload); {

@@ -11,8 +11,8 @@ import (
 )
 
 // Events waits for events of all devices: a device is created or removed, a table is replaced, or a
-// pool reaches its low water mark, fills up or recovers. It has a descriptor of its own: poll(2)
-// reports the events since the open, or the last DM_DEV_ARM_POLL, of a descriptor.
+// pool reaches its low water mark, fills up or recovers. It has a descriptor of its own, because
+// poll(2) reports the events since the descriptor's open or last DM_DEV_ARM_POLL.
 type Events struct {
 	control *Control
 	parent  *Control // counts the calls

@@ -60,8 +60,7 @@ func (n nodes) ensure(d Device) error {
 	if err := ensureBlockNode(filepath.Join(n.dev, base), rdev); err != nil {
 		return err
 	}
-	// A new link takes one step: a crash between the two steps of replace leaves the temporary
-	// name.
+	// Without replace if possible: a crash between its two steps leaves the temporary name.
 	err := os.Symlink("../"+base, link)
 	if errors.Is(err, fs.ErrNotExist) {
 		if err := os.MkdirAll(filepath.Dir(link), 0o755); err != nil {

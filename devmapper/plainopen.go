@@ -33,8 +33,8 @@ func openPlain(path string, flag int) (fd int, err error) {
 	}
 }
 
-// DirectBytes is the size and the alignment of a read with O_DIRECT, on the device and in memory.
-// No block device needs a larger alignment than the page size.
+// DirectBytes is the size and the alignment of a read with O_DIRECT, on the device and in memory. A
+// read from a device with larger sectors, which Linux supports since 6.15, returns EINVAL.
 const DirectBytes = 4096
 
 // DirectBuffer returns memory for one read with O_DIRECT.

@@ -44,7 +44,7 @@ type Loop struct {
 
 // LoopAttach attaches a file to a free loop device. It returns ELOOP for a symbolic link. The
 // kernel detaches the file at the last close: by Close, or by the removal of a device on top. So a
-// killed process leaves no loop device.
+// killed process leaves no unused loop device.
 func LoopAttach(path string, o LoopOptions) (*Loop, error) {
 	mode := os.O_RDWR
 	if o.ReadOnly {

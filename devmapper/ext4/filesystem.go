@@ -17,7 +17,7 @@ type FileSystem struct {
 	tables []uint32 // the groups, in the order of their inode tables
 
 	bitmaps, records cachedBlock
-	// nodes is the number of extent blocks that may still be read.
+	// nodes is the number of extent tree nodes that may still be read.
 	nodes uint64
 }
 

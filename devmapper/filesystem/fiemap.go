@@ -30,7 +30,7 @@ type Extent struct {
 func (e Extent) End() uint64 { return e.Logical + e.Length }
 
 // Extents yields the extents of a regular file that overlap the first size bytes, in order
-// (FIEMAP). There are holes between them. The result is meaningless if the file changes meanwhile.
+// (FIEMAP). Gaps between them are holes. The result is meaningless if the file changes meanwhile.
 // An error ends the sequence; it is unix.EOPNOTSUPP if the file system cannot list extents.
 func Extents(file *os.File, size uint64) iter.Seq2[Extent, error] {
 	return func(yield func(Extent, error) bool) {

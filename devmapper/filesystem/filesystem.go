@@ -42,8 +42,8 @@ var (
 	// ErrNotRecognised is returned for a device without the superblock of a
 	// supported file system.
 	ErrNotRecognised = errors.New("no ext4 or xfs file system found")
-	// ErrUnsafe is returned for a file system whose mount would reach beyond its device, or take
-	// forever. Only a virtual machine makes such a file system.
+	// ErrUnsafe is returned for a file system whose mount would reach beyond its device, or may take
+	// hours. Only a virtual machine makes such a file system.
 	ErrUnsafe = errors.New("the host does not mount such a file system")
 	// ErrNeedsRecovery is returned by Verify for a file system whose journal or log
 	// must be replayed first.

@@ -10,7 +10,7 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/thinmeta"
 )
 
-// ErrWritten is returned when a volume is written to, or deleted, while its mappings are read.
+// ErrWritten is returned when a volume is written to while its mappings are read.
 var ErrWritten = errors.New("the volume was written to while its mappings were read")
 
 // Delta calls yield with the blocks that two volumes do not map to the same block of the pool, in

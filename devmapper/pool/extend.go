@@ -30,9 +30,9 @@ func (p *Pool) Largest(ctx context.Context) (data, metadata uint64, err error) {
 // fill, too. Discards punch holes into the files. They are passed down while the disk has room for
 // all holes and a reserve. With less room they are not, and the holes are allocated again.
 //
-// watch asks for the next call within a second: no event reports that others write to the disk. It
-// is false for a pool on devices, for one in a sparse file, and where the file system does not keep
-// allocated space; see NotAllocated.
+// watch asks for the next call within a second: no event reports that others write to the disk.
+// Without an error, it is false for a pool on devices, for one in a sparse file, and where the file
+// system does not keep allocated space; see NotAllocated.
 func (p *Pool) KeepAllocated(ctx context.Context) (watch bool, err error) {
 	if err := ctx.Err(); err != nil {
 		return false, err

@@ -171,7 +171,8 @@ func TestExtendWhileThePoolIsInUse(t *testing.T) {
 	require.True(t, bytes.Equal(content, got), "the content is intact")
 }
 
-// TestExtendBeyondTheMetadata: Extend refuses a size for which the kernel would end up read-only.
+// TestExtendBeyondTheMetadata: Extend refuses a size at which the kernel would make the pool
+// read-only.
 func TestExtendBeyondTheMetadata(t *testing.T) {
 	_, spec, p := newSmallPool(t)
 	require.ErrorIs(t, p.Extend(t.Context(), 1<<42, 0), pool.ErrMetadataTooSmall)

@@ -38,7 +38,7 @@ type LoopSpec struct {
 	// SectorBytes is the logical block size of the loop devices; 0 is 512. It must not change after
 	// the pool was created, because file systems depend on it.
 	SectorBytes uint64
-	// LowWaterPercent is the share of free data, 1 to 100, below which the kernel raises an event;
+	// LowWaterPercent is the share of free data, 1 to 100, at which the kernel raises an event;
 	// 0 means 2 GiB.
 	LowWaterPercent uint64
 	// Sparse is true if an earlier version created a sparse data file: its holes are not allocated,
@@ -257,7 +257,8 @@ func (*loopBackend) setTransactionID(p *Pool, from, to uint64) error {
 	return p.thin.SetTransactionID(from, to)
 }
 
-// largest leaves room for the holes in the files and, for the data, the reserve.
+// largest leaves the data room for its holes and the reserve. For the metadata it counts all free
+// space of the disk.
 func (b *loopBackend) largest(ctx context.Context, p *Pool) (data, metadata uint64, err error) {
 	status, err := p.Status(ctx)
 	if err != nil {
@@ -350,7 +351,7 @@ func (b *loopBackend) fillMetadata(ctx context.Context, p *Pool) error {
 	return b.fillDevice(ctx, &p.metadata)
 }
 
-// fillDevice allocates the holes of a file, as far as the pool uses the file.
+// fillDevice allocates all holes of a file.
 func (b *loopBackend) fillDevice(ctx context.Context, file *backingFile) error {
 	if file.allocated.Load() {
 		return nil

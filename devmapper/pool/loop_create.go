@@ -93,9 +93,9 @@ const (
 	reserveOfSmallDisks = 10
 )
 
-// FirstSize returns the initial size, in bytes, of a new pool's data file: at most most, and at
-// most 2 GiB if the pool grows. It is smaller if the disk would otherwise lack room for the
-// metadata and a reserve. It returns ENOSPC if least does not fit there.
+// FirstSize returns the initial size, in bytes, of a new pool's data file: most, but no more than 2
+// GiB if the pool grows. It is smaller if the disk would otherwise lack room for the metadata and a
+// reserve. It returns ENOSPC if it would be smaller than least.
 func (s LoopSpec) FirstSize(grows bool, least, most, metadataBytes uint64) (uint64, error) {
 	if s.Sparse {
 		return most, nil // an earlier version began to create it

@@ -29,7 +29,8 @@ func (b *loopBackend) extend(ctx context.Context, p *Pool, dataBytes, metadataBy
 	})
 }
 
-// requireRoom fails with ENOSPC if the disk has less room than the data and the holes in it need.
+// requireRoom fails with ENOSPC if the disk lacks room for the added data and for the holes in the
+// present data.
 func (b *loopBackend) requireRoom(ctx context.Context, p *Pool, bytes uint64) error {
 	// extendDevices has just read the status.
 	status, err := p.RecentStatus(ctx, time.Minute)
@@ -160,8 +161,8 @@ func metadataHasGrown(status thin.PoolStatus, table thin.PoolTable) (bool, error
 }
 
 // exchange makes target the pool's table. One ioctl suspends and resumes the pool: a daemon killed
-// in between could not exit while one of its threads waits for a volume. Writes that wait for space
-// are queued again, not waited for.
+// between two ioctls could not exit while one of its threads waits for a volume. Writes that wait
+// for space are queued again, not waited for.
 func exchange(p *Pool, target devmapper.Target) error {
 	if err := p.awaitHeldWrites(); err != nil {
 		return err

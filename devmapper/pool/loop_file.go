@@ -21,9 +21,9 @@ type backingFile struct {
 	missing atomic.Uint64
 }
 
-// space describes a device of which used of total blocks are in use. st_blocks also counts the file
-// system's own records of a file with many extents, which hides small holes unless the file is
-// known to have none. disk is nil if there is no file or its disk could not be read.
+// space describes a device of which used of total blocks are in use. disk is nil if there is no
+// file or its disk could not be read. Small holes of a file with many extents may not be counted:
+// st_blocks includes the file system's own records of such a file.
 func (f *backingFile) space(used, total, blockBytes uint64, disk *disk) Space {
 	s := Space{Used: used * blockBytes, Total: total * blockBytes}
 	s.Available = s.Total - s.Used

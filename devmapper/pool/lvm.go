@@ -101,7 +101,7 @@ func (s LVMSpec) Open(ctx context.Context, control *devmapper.Control, complete 
 			return p, err
 		}
 		// At boot udev has LVM activate the pool, too. activate may then have taken the metadata,
-		// which is active first, for a leftover.
+		// which is active first, for that of a killed process.
 		if errors.Is(err, devmapper.ErrNotFound) {
 			return nil, fmt.Errorf("activate pool %s: %w", s.Name, activateErr)
 		}

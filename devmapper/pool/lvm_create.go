@@ -16,7 +16,8 @@ const (
 	maxMetadata = 15 << 30
 )
 
-// ErrDeviceTaken is returned for a disk that is in use or not empty.
+// ErrDeviceTaken is returned for a disk that is in use, not empty or too small, and by Remove if
+// LVM has volumes of its own in the pool.
 var ErrDeviceTaken = errors.New("the disk is not free")
 
 // Create creates the volume group and the pool in it, and returns the spec with their UUIDs. After

@@ -46,7 +46,7 @@ func (b *lvmBackend) lvextend(ctx context.Context, p *Pool, option, device strin
 	if err := p.awaitHeldWrites(); err != nil {
 		return err
 	}
-	// The cached free space is no longer valid, even if another program took the space.
+	// Even if lvextend fails: another program may have taken the cached free space.
 	defer b.forget()
 	err = g.step("lvextend", "--yes", option, fmt.Sprintf("%db", bytes), g.name+"/"+name).do(ctx)
 	// lvextend refuses a device that dmeventd has extended meanwhile.

@@ -152,8 +152,8 @@ func TestLVMKilled(t *testing.T) {
 			}
 		})
 	}
-	// Programs that change volumes also change the kernel, which has no undo, so the test goes on
-	// from there.
+	// Programs that change volumes also change mapped devices, which the test cannot restore, so it
+	// goes on from there.
 	kills, step := make(map[string]int), 2
 	if dmtest.Thorough() {
 		step = 1

@@ -35,7 +35,7 @@ func (d lvmDevices) command(args ...string) []string {
 }
 
 // hostDevices returns all block devices except the pools and volumes of thinsnap, of any root, the
-// devices on them, and leftover suspended mapped devices.
+// devices on them, and suspended mapped devices with nothing on them.
 func hostDevices() (lvmDevices, error) {
 	entries, err := os.ReadDir("/sys/class/block")
 	if err != nil {

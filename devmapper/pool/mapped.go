@@ -11,7 +11,8 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 )
 
-// MappedDevice is a mapped device with the UUID or the name of a volume, in any state.
+// MappedDevice is a mapped device, in any state, that has the UUID or the name of a volume, or
+// whose table maps one ([Inspection.MappedDevices]).
 type MappedDevice struct {
 	devmapper.Device
 	// Volume is the volume id in the device's UUID, or else in its name.

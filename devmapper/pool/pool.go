@@ -1,5 +1,5 @@
-// Package pool manages one thin pool and the volumes in it. It knows nothing about snapshots:
-// its caller decides what a volume is for.
+// Package pool manages one thin pool and the volumes in it. It knows nothing about containerd's
+// snapshots: its caller decides what a volume is for.
 //
 // The pool is on loop devices (loop.go), on LVM volumes (lvm.go), or foreign (existing.go). Each of
 // these files implements backend for its kind of pool.
@@ -26,7 +26,8 @@ import (
 const MetadataBlockBytes = 4096
 
 var (
-	// ErrNameTaken is returned when a foreign mapped device has the name of the pool or of a volume.
+	// ErrNameTaken is returned when a foreign mapped device has the name of the pool or of a volume,
+	// or a foreign volume group has the name of the pool's.
 	ErrNameTaken = errors.New("a foreign mapped device has that name")
 	// ErrWrongPool is returned when the pool, or the device below it, is not the expected one.
 	ErrWrongPool = errors.New("not the expected pool")

@@ -52,8 +52,8 @@ func (p *Pool) Status(ctx context.Context) (Status, error) {
 	return p.RecentStatus(ctx, 0)
 }
 
-// RecentStatus returns a status at most age old, without an ioctl if there is one. The free space
-// of the disks below the pool's files is always current.
+// RecentStatus returns a status at most age old. It takes no ioctl if there is such a status. The
+// free space of the disks below the pool's files is always current.
 func (p *Pool) RecentStatus(ctx context.Context, age time.Duration) (Status, error) {
 	return p.status(ctx, age, 0)
 }

@@ -25,10 +25,10 @@ type Usage struct {
 // Mapped. The origin must not be written to meanwhile; the volume may be. It returns
 // thin.ErrNoDevice unless the pool has both.
 //
-// It reads the pool's last commit, and commits only if the pool commits during each try. The result
-// may be as old as age; 0 means now. With an age, all volumes that are queried within it share one
-// ioctl and few reads. Only a volume that was written to since its last query takes more reads, in
-// proportion to its changes.
+// It reads the pool's last commit. If the pool commits during each try, Usage takes a metadata
+// snapshot, for which the pool commits once more. The result may be as old as age; 0 means now. With an age,
+// all volumes that are queried within it share one ioctl and few reads. Only a volume that was
+// written to since its last query takes more reads, in proportion to its changes.
 func (p *Pool) Usage(ctx context.Context, id, origin thin.ID, age time.Duration) (Usage, error) {
 	usage, err := p.usageOf(ctx, id, origin, age)
 	if errors.Is(err, thinmeta.ErrNoDevice) {

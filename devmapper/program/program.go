@@ -1,6 +1,6 @@
 // Package program runs the system programs that thinsnap needs: mkfs, LVM, wipefs, thin_check and
-// thin_repair. It searches only directories that only root can write to, and passes on no variable
-// of thinsnap's environment: a user may have run thinsnap with sudo. It runs no shell.
+// thin_repair. It searches only [Directories], and passes on no variable of thinsnap's environment:
+// a user may have run thinsnap with sudo. It runs no shell.
 package program
 
 import (

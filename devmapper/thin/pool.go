@@ -24,7 +24,8 @@ var (
 	ErrPoolReadOnly = errors.New("pool is read-only")
 	// ErrPoolFailed is matched when the pool is in mode Fail or Error.
 	ErrPoolFailed = errors.New("pool has failed")
-	// ErrNotDone is matched if the kernel refused a message, or none was sent: nothing has changed.
+	// ErrNotDone is matched if the kernel refused a message, or the caller's context ended before
+	// one was sent: nothing has changed.
 	ErrNotDone = errors.New("the pool was not changed")
 )
 

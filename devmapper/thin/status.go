@@ -46,7 +46,7 @@ type PoolStatus struct {
 	Discard          Discard
 	QueueIfNoSpace   bool   // a full pool queues writes (for a time); otherwise it fails them
 	NeedsCheck       bool   // the metadata must be checked (thin_check) before it is written again
-	MetadataLowWater uint64 // free blocks of 4 KiB below which an event is raised
+	MetadataLowWater uint64 // free blocks of 4 KiB at which an event is raised
 	// Asked is the time of Pool's query. ParsePoolStatus does not set it.
 	Asked time.Time
 }
@@ -88,8 +88,8 @@ func (s PoolStatus) String() string {
 		s.DataUsed, s.DataTotal, held, s.Mode, s.Discard, full, check, s.MetadataLowWater)
 }
 
-// ParsePoolStatus parses a thin-pool's status line. It ignores words that later kernels append; the
-// last two may be missing, as on older kernels.
+// ParsePoolStatus parses a thin-pool's status line. It ignores words that later kernels append.
+// NeedsCheck and MetadataLowWater may be missing, as on older kernels.
 func ParsePoolStatus(line string) (PoolStatus, error) {
 	fields := strings.Fields(line)
 	if len(fields) == 1 && (fields[0] == string(ModeFail) || fields[0] == string(ModeError)) {

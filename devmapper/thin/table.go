@@ -35,7 +35,7 @@ var errTable = errors.New("not a valid table")
 type PoolTable struct {
 	Metadata, Data    string // the devices, as "MAJOR:MINOR" or a path
 	BlockSectors      uint32 // 512-byte sectors, 128..2097152, a multiple of 128
-	LowWaterBlocks    uint64 // free pool blocks below which an event is raised
+	LowWaterBlocks    uint64 // free pool blocks at which an event is raised
 	SkipBlockZeroing  bool   // do not zero new blocks
 	IgnoreDiscard     bool   // discards do nothing
 	NoDiscardPassdown bool   // discards free pool blocks only

@@ -43,8 +43,8 @@ func (m *Metadata) Devices(ctx context.Context) iter.Seq2[Device, error] {
 	}
 }
 
-// Whole returns the ids from first to last that have a volume, and whether the volume has a tree of
-// mappings.
+// Whole returns the ids from first to last that have a volume, and whether the volume has a mapping
+// tree.
 //
 // Linux (for example 6.1) can leave a volume without a tree, if the rollback of a change after a
 // failed write overlaps with the next change. The volume has no data. Its deletion would make the

@@ -10,5 +10,6 @@
 // have the kernel's writes.
 //
 // It trusts nothing: it checks the checksum and the number of each block. Every walk ends, even on
-// hostile blocks, and takes the memory of only a few blocks.
+// hostile blocks, and takes the memory of only a few blocks ([Metadata.MappedBlocks] and
+// [Metadata.Exclusive] take more).
 package thinmeta
