@@ -45,9 +45,10 @@ func Flush(path string) error {
 	return nil
 }
 
-// SetReadOnly makes the kernel refuse writes to an open block device, and writable mounts of it, or
-// accept them again (BLKROSET). Existing writers can still write. It replaces no table and raises
-// no event. The device may refuse writes for other reasons, too.
+// SetReadOnly makes the kernel refuse write(2) to an open block device, and writable mounts of it,
+// or accept them again (BLKROSET). Existing mounts and memory maps, and mapped devices on it, can
+// still write. It replaces no table and raises no event. The device may refuse writes for other
+// reasons, too.
 func SetReadOnly(f *os.File, readOnly bool) error {
 	value := 0
 	if readOnly {

@@ -26,9 +26,9 @@ type Usage struct {
 // thin.ErrNoDevice unless the pool has both.
 //
 // It reads the pool's last commit. If the pool commits during each try, Usage takes a metadata
-// snapshot, for which the pool commits once more. The result may be as old as age; 0 means now. With an age,
-// all volumes that are queried within it share one ioctl and few reads. Only a volume that was
-// written to since its last query takes more reads, in proportion to its changes.
+// snapshot, for which the pool commits once more. The result may be as old as age; 0 means now. With
+// an age, all volumes that are queried within it share one ioctl and few reads. Only a volume that
+// was written to since its last query takes more reads, in proportion to its changes.
 func (p *Pool) Usage(ctx context.Context, id, origin thin.ID, age time.Duration) (Usage, error) {
 	usage, err := p.usageOf(ctx, id, origin, age)
 	if errors.Is(err, thinmeta.ErrNoDevice) {

@@ -255,11 +255,10 @@ func (p *Pool) openVolume(id thin.ID, flag int) (*os.File, error) {
 	return f, nil
 }
 
-// SetReadOnly makes an active volume refuse new writers, or accept them again if it was activated
-// for writing. A process that already has it open for writing can still write. With readOnly it
-// returns devmapper.ErrBusy for a mounted volume: unmounting an xfs would leave a log to replay
-// (fs/xfs/xfs_log.c: xfs_log_unmount_write). It takes no context, because a caller must be able to
-// undo it.
+// SetReadOnly makes an active volume refuse writes, or accept them again if it was activated for
+// writing ([blockdev.SetReadOnly] names the exceptions). With readOnly it returns devmapper.ErrBusy
+// for a mounted volume: unmounting an xfs would leave a log to replay (fs/xfs/xfs_log.c:
+// xfs_log_unmount_write). It takes no context, because a caller must be able to undo it.
 func (p *Pool) SetReadOnly(id thin.ID, readOnly bool) error {
 	flag := os.O_RDONLY
 	if readOnly {
