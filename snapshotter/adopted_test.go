@@ -26,9 +26,9 @@ const (
 
 const adoptedBytes = 32 << 20
 
-// newAdoptedBench is a bench on another snapshotter's pool. It has layers "low" and "high", of "high" the
-// container "box" and the View "look", two leftovers, one of them unmapped, and a foreign volume. The
-// snapshotter is not started.
+// newAdoptedBench is a bench on another snapshotter's pool. It has layers "low" and "high", two children of
+// "high" (the container "box" and the View "look"), two leftovers, one of them unmapped, and a foreign
+// volume. The snapshotter is not started.
 func newAdoptedBench(t *testing.T) *bench {
 	t.Helper()
 	b := &bench{pool: fakepool.New(4 << 30), path: filepath.Join(t.TempDir(), "metadata.db"), config: fakeConfig()}

@@ -18,13 +18,13 @@ type baseKey struct {
 	bytes      uint64
 }
 
-// configuredBase is the only base volume that new snapshots are created from.
+// configuredBase is the only base volume that snapshots without a parent are created from.
 func (s *Snapshotter) configuredBase() baseKey {
 	return baseKey{s.config.Filesystem, s.config.BaseBytes}
 }
 
-// baseOrigin returns the origin of a snapshot without a parent of the given size in bytes: the base volume,
-// or no volume for a smaller snapshot.
+// baseOrigin returns the origin of a snapshot that has no parent and the given size in bytes: the base
+// volume, or no volume for a smaller snapshot.
 func (s *Snapshotter) baseOrigin(ctx context.Context, bytes uint64) (origin, error) {
 	if bytes < s.config.BaseBytes {
 		return origin{filesystem: s.config.Filesystem}, nil

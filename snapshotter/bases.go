@@ -14,13 +14,13 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// maxLayers is the number of committed snapshots that are read if all base volumes are lost. Their volumes
-// may be lost too, or come from a base volume that was removed.
+// maxLayers is the number of committed snapshots that are read if all base volumes are lost. One is not
+// enough: its volume may be lost too, or come from a base volume that was removed.
 const maxLayers = 8
 
-// verifyBases verifies one base volume, preferably the configured one. It returns the base volumes that the
-// pool lacks, provided that another volume proves the pool's identity: a base volume, a snapshot of one, or
-// an adopted volume.
+// verifyBases tries base volumes until one is in the pool, the configured one first, and verifies that. It
+// returns the lost ones that it tried, provided that another volume proves the pool's identity: a base
+// volume, a snapshot of one, or an adopted volume.
 func (s *Snapshotter) verifyBases(
 	ctx context.Context, proved bool, verify verifyFunc,
 ) (lost []metadata.BaseRecord, err error) {
@@ -93,8 +93,8 @@ func (s *Snapshotter) listBases(ctx context.Context) (bases []metadata.BaseRecor
 }
 
 // renewBases creates the configured base volume, unless one with the configured options exists. It moves
-// all others to the trash, because snapshots share their blocks and do not need the volumes. While another
-// base volume proves the pool's identity, a failure is only a warning, and the next snapshot tries again.
+// all others without Views to the trash, because snapshots share their blocks and do not need the volumes.
+// While any base volume is left, a failure to create it is only a warning.
 func (s *Snapshotter) renewBases(ctx context.Context, lost []metadata.BaseRecord) error {
 	for _, b := range lost {
 		log.G(ctx).WithField("volume", b.VolumeID).WithField("filesystem", b.Filesystem).WithField("bytes", b.Size).

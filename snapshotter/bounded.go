@@ -23,13 +23,14 @@ const (
 	// fullWait is the same bound while the pool has no space left: the kernel then holds back writes, by
 	// default for a minute, or without end (no_space_timeout).
 	fullWait = 5 * time.Second
-	// undoWait is how long runBounded waits for an operation whose context has ended to undo its changes.
+	// undoWait is how long runBounded waits, once the context has ended, for the operation to undo its
+	// changes.
 	undoWait = time.Second
 	// closeWait bounds how long Close waits for operations that are stuck in the kernel.
 	closeWait = 10 * time.Second
 	// maxStuck is the number of operations without a caller at which new ones are refused. Each may occupy
-	// a thread in the kernel. systemd limits threads (TasksMax), and Go ends a process that gets no
-	// further one.
+	// a thread in the kernel. systemd limits threads (TasksMax), and Go ends a process that cannot create
+	// a thread.
 	maxStuck = 128
 )
 
@@ -135,15 +136,15 @@ func onDevice(device string, err error) error {
 	return fmt.Errorf("%s: %w", device, err)
 }
 
-// watchSlow cancels an operation that has taken fullWait when the pool is full, or when kernelWait has
-// passed. Most operations end earlier, and need only one timer.
+// watchSlow is called for an operation that has taken fullWait. It cancels the operation when the pool is
+// full, or when kernelWait has passed. Most operations end earlier, and need only one timer.
 func (s *Snapshotter) watchSlow(ctx context.Context, cancel context.CancelCauseFunc) {
 	stuck := time.AfterFunc(kernelWait-fullWait, func() { cancel(errStuck) })
 	context.AfterFunc(ctx, func() { stuck.Stop() })
 	s.cancelWhenFull(ctx, cancel)
 }
 
-// cancelWhenFull cancels an operation when the pool is full. Before that, the operation is only slow.
+// cancelWhenFull cancels an operation when the pool is full. Otherwise the operation is only slow.
 func (s *Snapshotter) cancelWhenFull(ctx context.Context, cancel context.CancelCauseFunc) {
 	for {
 		status, err := s.askStatus(ctx)

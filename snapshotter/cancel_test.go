@@ -58,7 +58,7 @@ type cancelled struct {
 	spares int
 	// before prepares the operation.
 	before func(t *testing.T, b *bench)
-	// run is the operation. Its number differs in each run.
+	// run is the operation. Each run gets another number.
 	run func(ctx context.Context, b *bench, number int) error
 	// after undoes changes of before other than snapshots.
 	after func(t *testing.T, b *bench)

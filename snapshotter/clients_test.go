@@ -195,8 +195,8 @@ func TestManyLabels(t *testing.T) {
 	require.ErrorIs(t, err, errdefs.ErrInvalidArgument, "with the existing labels, they are too long")
 }
 
-// containerd's collector lists all snapshots. No client may create a list that does not fit into gRPC's
-// messages: 100 snapshots each, unless they are split.
+// containerd's collector lists all snapshots, 100 in each message. The server splits a message that would
+// exceed gRPC's limit, so that no client can make the list fail.
 func TestListOfLargeRecords(t *testing.T) {
 	s := serve(t, newBench(t, fakeConfig()))
 	sn, _ := s.client(t)

@@ -122,7 +122,7 @@ func (s *Snapshotter) requireNoWritesLost(ctx context.Context, id thin.ID) error
 	age := watchStep / 2
 	status, err := s.pool.RecentStatus(ctx, age)
 	if err == nil && !status.QueueIfNoSpace {
-		age = 0 // it may have failed the writes of the last unmount
+		age = 0 // the pool may have failed the writes of the last unmount
 	}
 	if _, err := s.detectLostWrites(ctx, age); err != nil {
 		return err

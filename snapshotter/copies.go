@@ -17,8 +17,8 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 )
 
-// maxCopies is the maximum number of frozen copies. Each keeps the blocks that were overwritten in its
-// original since.
+// maxCopies is the maximum number of frozen copies. Each keeps the blocks that its original has since
+// overwritten.
 const maxCopies = 64
 
 // copies are the frozen copies that this process made and has not deleted yet. No record owns them: their

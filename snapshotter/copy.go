@@ -17,8 +17,8 @@ import (
 // resumeTries is how often an operation tries to resume a volume before the reaper takes over.
 const resumeTries = 3
 
-// tryCopy is copyInUse. If a copy would not be whole yet, it waits for busyStep and returns true, until the
-// deadline.
+// tryCopy calls copyInUse. If a copy would not be whole yet, it waits for busyStep and returns true, until
+// the deadline.
 func (s *Snapshotter) tryCopy(
 	ctx context.Context, own pool.Volume, rec metadata.Snapshot, vol *pool.Volume, deadline time.Time,
 ) (again bool, err error) {
@@ -122,7 +122,7 @@ func (s *Snapshotter) copyVolume(
 		s.reaper.add(original, false) // resumes it after a panic
 		if isCreated {
 			s.abandon(copied, errPanic)
-		} // otherwise a foreign volume may have the id: the next start looks for it
+		} // otherwise a foreign volume may have the id: the next start looks for a volume with it
 	}()
 	// gofail: var afterSuspend struct{}
 	wasFrozen = wasMounted && s.fs.Mounted(vol.Path, rec.Filesystem)
@@ -134,7 +134,7 @@ func (s *Snapshotter) copyVolume(
 		s.reaper.add(vol.ID, false) // retried when the lock is free
 	}
 	// gofail: var afterResume struct{}
-	if err == nil && s.volumes.hasWritesLost(original) { // since requireNoWritesLost
+	if err == nil && s.volumes.hasWritesLost(original) { // marked after requireNoWritesLost
 		err = metadata.ErrWritesLost
 	}
 	if err == nil {

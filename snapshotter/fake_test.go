@@ -119,8 +119,8 @@ func (b *bench) owned(t testing.TB) int {
 	return n
 }
 
-// requireNoLeftovers waits for the reaper, and requires that only spares have no record. A spare that is
-// being created hides a leftover.
+// requireNoLeftovers waits for the reaper, and requires that only spares have no record. It also waits for
+// spares that are being created: a leftover would be taken for one of these.
 func (b *bench) requireNoLeftovers(t testing.TB) {
 	t.Helper()
 	require.EventuallyWithT(t, func(c *assert.CollectT) {

@@ -131,8 +131,8 @@ func TestKernelFaultyDataDevice(t *testing.T) {
 				requireFault(t, err, errdefs.ErrUnavailable, "a", "which deactivates the pool")
 			}
 			if err != nil {
-				// The kernel reports a failed write of the file to the next process that flushes it. After
-				// a remount that is not the pool.
+				// The kernel reports a failed write of the file to the next process that flushes it. The
+				// remount keeps that from being the pool.
 				backing, err := h.pool.Backing()
 				require.NoError(t, err)
 				h.repairPool(ctx, t, func() { disk.Remount(t, dir) }, clearNeedsCheck(backing.MetadataFile))
@@ -291,7 +291,7 @@ func TestKernelFullMetadataDevice(t *testing.T) {
 		require.NoError(t, err)
 	}
 	check()
-	// A daemon can start with it.
+	// A daemon can start with full metadata.
 	require.NoError(t, h.Close())
 	require.NoError(t, h.open(ctx, faultConfig()))
 	check()

@@ -41,7 +41,7 @@ func TestKernelFullStore(t *testing.T) {
 	require.ErrorIs(t, err, errdefs.ErrNotFound)
 	require.Less(t, took(func() { require.NoError(t, h.Cleanup(ctx)) }), quick)
 
-	// A daemon can start with it.
+	// A daemon can start while that disk is full.
 	require.NoError(t, h.Close())
 	require.NoError(t, h.open(ctx, faultConfig()))
 	_, err = h.Stat(ctx, "other")

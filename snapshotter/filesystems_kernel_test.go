@@ -157,7 +157,7 @@ func TestIDMappedMounts(t *testing.T) {
 	for name, config := range filesystems {
 		t.Run(name, func(t *testing.T) {
 			ctx, h := newTestHost(t, config)
-			// containerd closes the namespace process's file only through the garbage collector.
+			// containerd's code leaves the closing of the namespace process's file to Go's garbage collector.
 			t.Cleanup(runtime.GC)
 			require.NoError(t, prepareAndCommit(t, h, "layer", "", fstest.CreateFile("/file", nil, 0o644), fstest.Chown("/file", 7, 8)))
 			mounts, err := h.Prepare(ctx, "a", "layer", labels(

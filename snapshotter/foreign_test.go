@@ -30,7 +30,7 @@ func TestForeignVolumeWithALeasedID(t *testing.T) {
 	require.NoError(t, b.Cleanup(t.Context()))
 	require.True(t, b.pool.IDs()[next], "not ours to delete")
 
-	// It also stays after a restart with other ids in the same lease.
+	// Both stay after a restart too, although the other ids of their former lease are looked up.
 	_, err = b.Prepare(t.Context(), "a", "layer")
 	require.ErrorIs(t, err, errdefs.ErrDataLoss)
 	b.restart(t, true)

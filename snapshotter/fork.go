@@ -57,15 +57,15 @@ func requireForkable(rec metadata.Snapshot) error {
 // find returns the record of the source, which must still be active and have the same volume.
 func (g forkGrant) find(tx *metadata.Tx) (metadata.Snapshot, error) {
 	rec, err := tx.Get(g.key)
-	// NotFound would refer to the parent of the new snapshot.
+	// To the caller of Prepare, NotFound would mean the parent of the new snapshot.
 	if errdefs.IsNotFound(err) || err == nil && (thin.ID(rec.VolumeID) != g.volume || rec.Kind != snapshots.KindActive) {
 		err = fmt.Errorf("snapshot %q was committed or removed: %w", g.key, errdefs.ErrFailedPrecondition)
 	}
 	return rec, err
 }
 
-// fork creates an active snapshot with the present content of another one. from is the parent's origin. On
-// failure the token can be used again, unless the fork may exist.
+// fork creates an active snapshot with the present content of another one. from is the result of
+// findOrigin. On failure the token can be used again, unless the fork may exist.
 func (s *Snapshotter) fork(
 	ctx context.Context, key, parent string, from origin, want options,
 ) (_ []mount.Mount, err error) {

@@ -128,8 +128,8 @@ func frozenVolume(rec metadata.Snapshot, vol pool.Volume, release func(context.C
 	}
 }
 
-// copyWhole returns a frozen copy of an active snapshot that is whole, like that of finalizeContent. The
-// caller holds the volume's lock, and deletes the copy with deleteCopy.
+// copyWhole returns a frozen copy of an active snapshot. The copy is whole, like that of finalizeContent.
+// The caller holds the volume's lock, and deletes the copy with deleteCopy.
 func (s *Snapshotter) copyWhole(ctx context.Context, rec metadata.Snapshot) (copied pool.Volume, err error) {
 	id := thin.ID(rec.VolumeID)
 	s.noteVolume(ctx, id)
@@ -188,9 +188,9 @@ func (s *Snapshotter) requireFilesystem(vol pool.Volume, rec metadata.Snapshot) 
 	return err
 }
 
-// FindMounted returns the key of the snapshot with this mount, as returned by Prepare, View and Mounts. For
-// a frozen copy that is the snapshot that was copied, for a base volume one of its Views. Any other mount
-// is errdefs.ErrNotFound.
+// FindMounted returns the key of the snapshot for which Prepare, View or Mounts returned this mount. For a
+// frozen copy that is the snapshot that was copied, for a base volume one of its Views. Any other mount is
+// errdefs.ErrNotFound.
 func (s *Snapshotter) FindMounted(ctx context.Context, m mount.Mount) (key string, err error) {
 	id, known := s.volumeOfMount(m)
 	if known {

@@ -22,8 +22,8 @@ const MostVerified = 4
 type verifyFunc func(context.Context, metadata.Witness) error
 
 // verifyIdentity detects a pool that lost its content, or another pool in its place. It compares the file
-// systems of adopted volumes and of a base volume with the store, and returns the base volumes that the
-// pool lacks.
+// systems of adopted volumes and of a base volume with the store, and returns the lost base volumes of
+// verifyBases.
 func (s *Snapshotter) verifyIdentity(ctx context.Context) (lost []metadata.BaseRecord, err error) {
 	var adopted []metadata.Witness
 	if err := s.store.View(ctx, func(tx *metadata.Tx) (err error) {

@@ -32,7 +32,7 @@ func TestDiffOfAnIDMappedContainer(t *testing.T) {
 	for name, config := range filesystems {
 		t.Run(name, func(t *testing.T) {
 			ctx, h := newTestHost(t, config)
-			// containerd closes the namespace process's file only through the garbage collector.
+			// containerd's code leaves the closing of the namespace process's file to Go's garbage collector.
 			t.Cleanup(runtime.GC)
 			require.NoError(t, prepareAndCommit(t, h, "layer", "", fstest.CreateFile("/old", nil, 0o644), fstest.Chown("/old", 7, 8)))
 			mapping := labels(snapshots.LabelSnapshotUIDMapping, "0:100000:65536", snapshots.LabelSnapshotGIDMapping, "0:200000:65536")

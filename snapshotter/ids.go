@@ -207,8 +207,8 @@ func (s *idSource) takeLease(ctx context.Context, written bool) (metadata.LeaseR
 }
 
 // claim calls update, which stores the record that owns an id. For a volume that thinsnap has written to,
-// it also stamps the pool. A start then refuses a store without the record, and so can delete such a
-// volume that has no owner.
+// it also stamps the pool, so a start refuses an older store, without the record. A start can therefore
+// delete a volume that only thinsnap has written to and no record owns.
 func (s *idSource) claim(ctx context.Context, id thin.ID, update func() error) error {
 	if !s.isWritten(id) {
 		return update()

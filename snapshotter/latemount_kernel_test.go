@@ -18,8 +18,8 @@ import (
 	"github.com/thinsnap/thinsnap/snapshotter"
 )
 
-// between calls its function then after each call to the kernel about one volume, with the number of the
-// call. Calls about mounted file systems do not count.
+// between is a pool that calls the function in its field then after each call to the kernel about one
+// volume, with the number of that call. Calls about mounted file systems do not count.
 type between struct {
 	snapshotter.Pool
 	volume thin.ID

@@ -84,9 +84,9 @@ func (s *Snapshotter) activateAndMounts(ctx context.Context, key string) ([]moun
 	return s.mounts(rec, vol.Path), nil
 }
 
-// awaitMountable reports whether an active volume is mounted. A volume that is open without a mount cannot
-// be mounted, even read-only: the mount would replay the journal under a virtual machine. It waits up to
-// busyWait for the close.
+// awaitMountable reports whether an active volume is mounted. A volume that is open without a mount must
+// not be mounted, even read-only: the mount would replay the journal under a virtual machine. It waits up
+// to busyWait for the close.
 func (s *Snapshotter) awaitMountable(
 	ctx context.Context, vol pool.Volume, typ string,
 ) (isMounted, isOpen bool, err error) {

@@ -23,7 +23,7 @@ func TestCommitOfAnUnpackThatIsOpen(t *testing.T) {
 	for _, name := range slices.Sorted(maps.Keys(configs)) {
 		for _, isShutDown := range []bool{false, true} {
 			if name == "ext4" && isShutDown {
-				continue // its superblock shows that, as if it was mounted
+				continue // without its journal, it looks as if it was mounted
 			}
 			t.Run(fmt.Sprintf("%s, shut down: %v", name, isShutDown), func(t *testing.T) {
 				ctx, h := newTestHost(t, configs[name])

@@ -41,7 +41,7 @@ func parseOptions(ctx context.Context, key string, opts []snapshots.Opt) (option
 		return options{}, err
 	}
 	o := options{labels: storedLabels(info.Labels), fork: info.Labels[LabelFrom]}
-	if _, has := info.Labels[LabelFrom]; has && o.fork == "" { // a snapshot that is not a fork would have other content
+	if _, has := info.Labels[LabelFrom]; has && o.fork == "" { // without a token the snapshot would not be a fork
 		return options{}, fmt.Errorf("label %s: its token is empty: did the command that prints it fail?: %w", LabelFrom,
 			errdefs.ErrInvalidArgument)
 	}

@@ -12,8 +12,7 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/thinmeta"
 )
 
-// TestNoLeaseAtTheEndOfTime: no operation that uses ids concurrently creates a snapshot with a time beyond
-// the limit of a mapping.
+// TestNoLeaseAtTheEndOfTime: no operation creates a snapshot with a time beyond the limit of a mapping.
 func TestNoLeaseAtTheEndOfTime(t *testing.T) {
 	b := newBench(t, fakeConfig())
 	b.layer(t, "layer", "", "content")

@@ -198,8 +198,8 @@ func (s *Snapshotter) createVolume(ctx context.Context, from origin, take takeID
 }
 
 // recordAndActivate stores the record of a new snapshot and, if path is empty, activates the volume at the
-// same time. The lock keeps a reader of the new record from activating it too. On failure both are undone,
-// unless the store is in doubt.
+// same time. The lock keeps a reader of the new record from activating the volume too. On failure both are
+// undone, unless the store is in doubt.
 func (s *Snapshotter) recordAndActivate(
 	ctx context.Context, rec metadata.Snapshot, from origin, path string,
 ) (string, error) {

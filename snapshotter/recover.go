@@ -46,7 +46,7 @@ func (s *Snapshotter) verifyPool(ctx context.Context) error {
 	if rec.Foreign() {
 		return nil // the program that made the pool sets the transaction id
 	}
-	// A lease is recorded before the pool is stamped: after a crash, the pool may be one behind.
+	// The store raises its id before the pool is stamped: after a crash, the pool may be one behind.
 	if status.TransactionID != rec.TransactionID && status.TransactionID+1 != rec.TransactionID {
 		return mismatch("transaction id", rec.TransactionID, status.TransactionID)
 	}
@@ -108,7 +108,7 @@ func (s *Snapshotter) recover(ctx context.Context) error {
 }
 
 // recoverLease adds the unowned ids of a lease to the reaper, as leftovers, and returns their number. A
-// crash between the creation of a volume and its record leaves one.
+// crash between the creation of a volume and that of its record leaves a volume with such an id.
 func (s *Snapshotter) recoverLease(tx *metadata.Tx, lease metadata.LeaseRecord) int {
 	var unowned []uint32
 	for id := lease.First; id <= lease.Last; id++ {
@@ -129,7 +129,6 @@ func (s *Snapshotter) recoverLease(tx *metadata.Tx, lease metadata.LeaseRecord) 
 // proved: a foreign volume may have an id of a lease or of the trash. Such a pool has no UUID, and the
 // store has neither a base volume nor an adopted volume.
 func (s *Snapshotter) protectForeign(ctx context.Context) error {
-	// Checked without an update, which would wait for the disk even if it changes nothing.
 	rec, err := s.store.Pool(ctx)
 	if err != nil || rec.Identified() {
 		return err
@@ -222,7 +221,7 @@ func (s *Snapshotter) keepTrash(ctx context.Context, trash []metadata.TrashRecor
 	return nil
 }
 
-// resumeSuspended resumes the volumes that a crash during a Commit left suspended: processes in a container
+// resumeSuspended resumes the volumes that a crash during a copy left suspended: processes in a container
 // may wait for them.
 func (s *Snapshotter) resumeSuspended(volumes []pool.Volume) error {
 	var err error

@@ -14,7 +14,7 @@ func (s *Snapshotter) reopenPool(ctx context.Context, gone error) error {
 	if s.config.Reopen == nil {
 		return gone
 	}
-	// Other operations wait for it too.
+	// Other operations may wait for the same reopening.
 	ctx = context.WithoutCancel(ctx)
 	err := s.config.Reopen(ctx, func(ctx context.Context) error {
 		if err := s.verifyPool(ctx); err != nil {

@@ -93,9 +93,9 @@ func (s *Snapshotter) unseal(id thin.ID) error {
 	return nil
 }
 
-// refuseWrites makes a device refuse writes, and returns whether it is in use. If it is not, its content is
-// final until unseal, because nothing can open it for writing. A frozen copy, which no client knows, counts
-// as not in use.
+// refuseWrites makes a device refuse writes. An OpenCount of 0 in the returned volume means that its content
+// is final until unseal, because nothing can open it for writing. The OpenCount of a frozen copy, which no
+// client knows, is not read again.
 func (s *Snapshotter) refuseWrites(ctx context.Context, vol pool.Volume, frozenCopy bool) (pool.Volume, error) {
 	err := s.pool.SetReadOnly(vol.ID, true)
 	if errors.Is(err, devmapper.ErrBusy) && !frozenCopy {
@@ -227,8 +227,9 @@ func explainMount(err error) error {
 	return err
 }
 
-// noteFlush returns err, the result of a flush of a volume. After an I/O error a second flush proves
-// nothing: the kernel reports the error once, and then treats the lost blocks as written.
+// noteFlush returns err, the result of a flush of a volume. It marks the volume after an I/O error, because
+// a second flush proves nothing: the kernel reports the error once, and then treats the lost blocks as
+// written.
 func (s *Snapshotter) noteFlush(ctx context.Context, id thin.ID, err error) error {
 	if isIOError(err) {
 		s.markWritesLost(ctx, id)

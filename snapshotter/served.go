@@ -81,7 +81,8 @@ func (c *copies) takeServed(original thin.ID) (id thin.ID) {
 	return id
 }
 
-// beginCopy is copies.begin. If there are too many copies, it deletes the least recently used served copy.
+// beginCopy calls copies.begin. If there are too many copies, it deletes the least recently used served
+// copy that is not open.
 func (s *Snapshotter) beginCopy(ctx context.Context) error {
 	err := s.copies.begin()
 	if err == nil {

@@ -56,7 +56,7 @@ func (s *Snapshotter) settle(ctx context.Context, id thin.ID, leftover bool) err
 	return nil
 }
 
-// restore resumes the device of an active snapshot and makes it writable, after a Commit that was
+// restore resumes the device of an active snapshot and makes it writable, after a Commit or a copy that was
 // interrupted or could not undo its changes.
 func (s *Snapshotter) restore(ctx context.Context, id thin.ID) error {
 	vol, err := s.lookupResumed(ctx, id)
@@ -88,8 +88,8 @@ func (s *Snapshotter) stateOf(ctx context.Context, id thin.ID) (state metadata.V
 	return state, err
 }
 
-// deactivateUnused deactivates the volume of a committed snapshot, or a base volume. With Views it may stay
-// active, but only read-only.
+// deactivateUnused deactivates the volume of a committed snapshot, a base volume or a kept leftover. With
+// Views it may stay active, but only read-only.
 func (s *Snapshotter) deactivateUnused(ctx context.Context, id thin.ID, viewed bool) error {
 	if !viewed {
 		err := s.pool.Deactivate(ctx, id)
@@ -150,9 +150,9 @@ func (s *Snapshotter) deleteTrash(ctx context.Context, id thin.ID) error {
 	return s.store.Update(ctx, func(tx *metadata.Tx) error { return tx.ClearTrash(uint32(id)) })
 }
 
-// deleteLeftover deletes a volume without an owner: a spare, or the leftover of a crash or a failed
-// operation. A volume whose mappings the kernel lost stays, because its deletion could damage the pool. One
-// that a client may have written to is kept.
+// deleteLeftover deletes a volume without an owner: a spare, a frozen copy, or the leftover of a crash or a
+// failed operation. A volume whose mappings the kernel lost stays, because its deletion could damage the
+// pool. One that a client may have written to is kept.
 func (s *Snapshotter) deleteLeftover(ctx context.Context, id thin.ID) error {
 	if _, err := s.release(ctx, id); err != nil {
 		return err

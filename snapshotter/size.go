@@ -12,13 +12,13 @@ import (
 	"github.com/docker/go-units"
 )
 
-// LabelSize sets the size of a snapshot and of its file system at Prepare. Its value has a unit, such as
-// "20GiB"; the limit is Config.MaxBytes. Only labels with the prefix "containerd.io/snapshot/" pass
-// through containerd. LabelSize takes precedence over containerd's own snapshots.LabelSnapshotMaxSize, a
-// number of bytes that is ignored where it cannot be applied.
+// LabelSize sets the size of a snapshot and of its file system at Prepare. Its value is a number of bytes,
+// or has a unit, such as "20GiB"; the limit is Config.MaxBytes. Only labels with the prefix
+// "containerd.io/snapshot/" pass through containerd. LabelSize takes precedence over containerd's own
+// snapshots.LabelSnapshotMaxSize, a number of bytes that is ignored where it cannot be applied.
 const LabelSize = "containerd.io/snapshot/thinsnap/size"
 
-// sizeUnit is the multiple, in bytes, to which sizes are rounded up: the largest block of ext4 and xfs.
+// sizeUnit is the multiple, in bytes, to which sizes are rounded up: the usual block of ext4 and xfs.
 const sizeUnit = 4096
 
 // sizeRequest is the requested size of a snapshot.
@@ -72,7 +72,7 @@ func (s *Snapshotter) containerBytes(from origin) uint64 { return max(from.bytes
 
 // chooseSize returns the requested size in bytes, or else the default. A request below least, the size of
 // the parent or of the smallest file system, is errdefs.ErrInvalidArgument; a hint is ignored. A request
-// above Config.MaxBytes gets MaxBytes: a pod's annotation can be the label.
+// above the limit gets the limit, so that a pod whose annotation requests too much still starts.
 func (s *Snapshotter) chooseSize(ctx context.Context, want sizeRequest, least, byDefault uint64) (uint64, error) {
 	limit := max(s.config.MaxBytes, byDefault)
 	switch {

@@ -10,7 +10,8 @@
 //   - Remove deletes the record and moves the volume's id to the trash, in one transaction. The volume is
 //     deleted in the background, now or after a restart.
 //
-// Each operation has a file of its name. settle finishes removals, failed operations and crashes.
+// Most operations have a file of their name. settle finishes removals, and cleans up after failed
+// operations and crashes.
 package snapshotter
 
 import (
@@ -71,8 +72,8 @@ type Filesystem interface {
 	Grow(dev, typ string, bytes uint64) error
 	// Recover replays the journal of an ext4 or the log of an xfs.
 	Recover(dev, typ string) error
-	// Verify mounts a file system read-only, on a read-only device. It returns filesystem.ErrNeedsRecovery
-	// if the log must be replayed first.
+	// Verify mounts a file system read-only, on a read-only device, and unmounts it. It returns
+	// filesystem.ErrNeedsRecovery if the journal or log must be replayed first.
 	Verify(dev, typ string) error
 	// Sync writes back a mounted file system, and returns errors of earlier writeback.
 	Sync(dev, typ string) error
@@ -94,15 +95,15 @@ type Config struct {
 	// Filesystem is the type of new file systems: filesystem.Ext4 or filesystem.XFS. A snapshot has the
 	// type of its parent.
 	Filesystem string
-	// BaseBytes is the default size in bytes of a snapshot; a multiple of 4096. The default is the
-	// parent's size if that is larger, and for an unpack with a parent.
+	// BaseBytes is the default size in bytes of a snapshot; a multiple of 4096. A child of a larger
+	// snapshot, and an unpack with a parent, have the parent's size instead.
 	BaseBytes uint64
 	// MaxBytes is the largest size in bytes that a label can set; a multiple of 4096. The default size is
 	// the limit if it is larger.
 	MaxBytes uint64
 	// MkfsOptions are arguments of mkfs; see filesystem.MkfsOptions.
 	MkfsOptions []string
-	// MountOptions are part of every returned mount.
+	// MountOptions are part of every returned mount of a device.
 	MountOptions []string
 	// MountDir is the absolute path of the directory for thinsnap's own mounts of mounted snapshots. Mounts
 	// returns binds of these.

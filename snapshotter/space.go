@@ -37,8 +37,8 @@ func (s *Snapshotter) checkPool(ctx context.Context) error {
 	return err
 }
 
-// Refusal returns the reason, with the remedy, why new snapshots are refused at present, or nil. It reads
-// only the pool's status: a Prepare may first extend the pool.
+// Refusal returns the reason, with the remedy, why new snapshots are refused at present, or nil. It only
+// reads the pool's status; a Prepare may succeed nevertheless, because it first extends the pool.
 func (s *Snapshotter) Refusal(ctx context.Context) error {
 	if err := s.ids.time.check(); err != nil {
 		return err
@@ -59,8 +59,8 @@ func (s *Snapshotter) checkSpace(ctx context.Context, age time.Duration) error {
 	return cmp.Or(s.checkFree("data", status.Data), s.checkFree("metadata", status.Metadata), poolError(status))
 }
 
-// checkFree fails if less than MinFreePercent is free of the space that the pool can use: its own size, or
-// less if the disk below its files has less space.
+// checkFree fails if less than MinFreePercent of the usable space is free. The usable space is the pool's
+// size, or less if the disk below the pool has less free space than the pool.
 func (s *Snapshotter) checkFree(what string, space pool.Space) error {
 	free := min(space.Total-space.Used, space.Available)
 	total := space.Used + free

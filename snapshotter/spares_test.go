@@ -45,8 +45,8 @@ func TestPrepareTakesASpare(t *testing.T) {
 	b.prepare(t, "second", "layer")
 	b.awaitSpares(t, 2)
 	require.NotEqual(t, dev, b.prepare(t, "third", "layer"))
-	// Another size would require growing a file system: such volumes are not made ahead. More spares are
-	// made if the third Prepare found one that was being made.
+	// Spares have the default size, so a snapshot of another size takes none. More spares are made if the
+	// third Prepare found one that was being made.
 	require.Eventually(t, func() bool { return b.Spares().Ready >= 2 }, time.Minute, time.Millisecond)
 	taken := b.Spares().Taken
 	b.prepare(t, "large", "layer", labels("containerd.io/snapshot/thinsnap/size", "128MiB"))

@@ -15,7 +15,7 @@ const stampRetry = time.Second
 
 // updateStamped calls update, which adds one to the store's transaction id, and then stamps the pool with
 // that. A store without the update is then older than the pool, and is refused. If the pool takes no stamp,
-// update is not called. After an error update may have succeeded, if only the stamp failed.
+// update is not called. If only the stamp failed, updateStamped returns an error after update succeeded.
 func (s *idSource) updateStamped(ctx context.Context, update func() error) error {
 	unlock, err := s.stamping.lock(ctx, struct{}{})
 	if err != nil {

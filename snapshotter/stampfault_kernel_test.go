@@ -16,7 +16,8 @@ import (
 	"github.com/thinsnap/thinsnap/snapshotter"
 )
 
-// stampHook calls before once, before a SetTransactionID, and counts these calls from then on.
+// stampHook calls the function before once, at the next SetTransactionID, and counts the calls of that
+// method from then on.
 type stampHook struct {
 	snapshotter.Pool
 	before func()

@@ -68,8 +68,8 @@ type trimmedPiece struct {
 }
 
 // trimPiece trims a piece at offset, if the snapshot still has the given volume, or any if that is 0. It
-// holds the volume's lock while it has its own mount. The mount could change a volume that is committed,
-// and a daemon with a mount of a suspended volume cannot end.
+// holds the volume's lock while it has its own mount. Otherwise the mount could change a volume during a
+// Commit, and a daemon with a mount of a suspended volume could not end.
 func (s *Snapshotter) trimPiece(
 	ctx context.Context, key string, volume thin.ID, offset, bytes uint64,
 ) (trimmedPiece, error) {

@@ -87,7 +87,7 @@ func (s *Snapshotter) UsageOf(ctx context.Context, rec metadata.Snapshot, parent
 	return usage, err
 }
 
-// usageFrom is pool.Usage, but takes a lost parent volume as mapping nothing.
+// usageFrom calls Pool.Usage, but takes a lost parent volume as mapping nothing.
 func (s *Snapshotter) usageFrom(ctx context.Context, id, origin thin.ID, age time.Duration) (pool.Usage, error) {
 	usage, err := s.pool.Usage(ctx, id, origin, age)
 	if origin != 0 && errors.Is(err, thin.ErrNoDevice) {

@@ -91,7 +91,7 @@ func (v *volumes) ensureActiveLocked(
 ) (pool.Volume, error) {
 	vol, err := v.pool.Lookup(ctx, id)
 	if err == nil && vol.Suspended {
-		// A Commit of an earlier process has suspended it: one of this process would hold the lock.
+		// An operation of an earlier process has suspended it: one of this process would hold the lock.
 		if err := v.pool.Resume(id); err != nil {
 			return pool.Volume{}, err
 		}
@@ -101,7 +101,8 @@ func (v *volumes) ensureActiveLocked(
 	case err == nil && vol.ReadOnly == readOnly:
 		return vol, nil
 	case err == nil:
-		// A committed volume can still be writable, and an interrupted Usage can leave it read-only.
+		// The volume of a committed snapshot can still be writable. An interrupted Usage can leave that of
+		// an active one read-only.
 		if err := v.deactivateWithRetry(ctx, id); err != nil {
 			return pool.Volume{}, err
 		}

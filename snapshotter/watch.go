@@ -22,8 +22,8 @@ const (
 	// fillRate is the assumed maximum, in bytes a second, at which a pool fills up. Writers on one disk
 	// stay below it.
 	fillRate = 4 << 30
-	// heldMargin is how long before the kernel's timeout held-back writes count as failed. A check runs
-	// every watchStep with a status up to half as old; the rest is for a busy machine.
+	// heldMargin is subtracted from the kernel's timeout, after which held-back writes count as failed. A
+	// check runs every watchStep with a status up to half as old; the rest is for a busy machine.
 	heldMargin = 4 * watchStep
 	// diskFull is the number of free bytes below which a disk is full: its file system may need them
 	// itself.
@@ -74,7 +74,7 @@ func (s *Snapshotter) detectLostWrites(ctx context.Context, age time.Duration) (
 	if err != nil {
 		return next, fmt.Errorf("the pool fails writes, but cannot list the volumes that may lose them: %w", err)
 	}
-	// The pool may have recovered. A volume created since then has lost nothing.
+	// If the pool has recovered, a volume created since this call began has lost nothing.
 	if status, err = s.pool.RecentStatus(ctx, 0); err != nil {
 		return next, fmt.Errorf("find out whether the pool fails writes: %w", err)
 	}
@@ -160,7 +160,7 @@ type fullPool struct {
 }
 
 // mayHaveFailed reports whether the pool may have held back writes for about as long as the kernel does
-// before it fails them. If such a pool gets space, it fails them only for a moment, which checks can miss.
+// before it fails them. A pool that then gets space fails writes only for a moment, which checks can miss.
 func (f *fullPool) mayHaveFailed(status pool.Status) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()

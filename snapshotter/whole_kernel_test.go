@@ -35,7 +35,7 @@ const (
 )
 
 // TestKernelLayerThatLostMetadata: the disk fails for a moment, and only the kernel's writeback of its
-// cache meets that. An ext4 without its journal is the only one that gets the error.
+// cache meets that. Only the ext4, without its journal, learns of the error; no process does.
 func TestKernelLayerThatLostMetadata(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.NoLeaks(t)
@@ -63,7 +63,7 @@ func TestKernelLayerThatLostMetadata(t *testing.T) {
 		_ = unix.SyncFileRange(int(dev.Fd()), 0, 0, unix.SYNC_FILE_RANGE_WAIT_BEFORE)
 		disk.Heal(t)
 		require.NoError(t, dev.Close())
-		// ext4 checks for failed writes of its own. Newer kernels then refuse this write.
+		// At this write ext4 checks for earlier failed writes of its own. Newer kernels then refuse it.
 		_ = os.WriteFile(filepath.Join(at, "last"), nil, 0o600)
 	})
 	require.Equal(t, thin.ModeReadWrite, h.mode(t), "the pool saw nothing")
