@@ -28,7 +28,7 @@ type backend struct {
 	open func(context.Context, config.Config) (*service, error)
 	// createPool creates the pool of a root that has none.
 	createPool func(context.Context, config.Config) (admin.Pool, error)
-	// planPool returns the shell commands that createPool would run. It changes nothing.
+	// planPool returns the shell commands that createPool would run, and runs none of them.
 	planPool func(context.Context, config.Config) ([]string, error)
 	// checkRoot checks the root of a stopped daemon, and repairs it if repair is set.
 	checkRoot func(ctx context.Context, c config.Config, repair bool) (check.Report, error)

@@ -107,7 +107,7 @@ func (a *app) checker(c *cli.Command) (checker, error) {
 }
 
 // checkNotOpen checks the root of a daemon that cannot open its pool. The daemon has the root open
-// only during its attempts. Its error is the first finding.
+// only during its attempts. notOpen, their error, becomes the first finding.
 func (a *app) checkNotOpen(ctx context.Context, cfg config.Config, repair bool, notOpen error) (check.Report, error) {
 	report, err := a.backend.checkRoot(ctx, cfg, repair)
 	switch {

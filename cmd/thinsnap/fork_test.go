@@ -62,8 +62,8 @@ func TestForkContainer(t *testing.T) {
 	require.JSONEq(t, `{"namespace": "default", "container": "other", "snapshotter": "thinsnap", "snapshot": "other"}`, got.out)
 }
 
-// TestForkOfContainerIsRefused: a failed fork creates nothing, or leaves it to containerd's garbage
-// collector.
+// TestForkOfContainerIsRefused: a failed fork creates nothing, or leaves its snapshot to
+// containerd's garbage collector.
 func TestForkOfContainerIsRefused(t *testing.T) {
 	for _, test := range []struct {
 		name      string

@@ -26,7 +26,7 @@ type lateSnapshotter struct {
 	client string
 }
 
-// late calls do with the open snapshotter.
+// late waits for the open snapshotter, and calls do with it.
 func late[T any](ctx context.Context, s lateSnapshotter, do func(snapshots.Snapshotter) (T, error)) (T, error) {
 	sv, err := s.await(ctx)
 	if err != nil {
@@ -97,7 +97,7 @@ func (s lateSnapshotter) Cleanup(ctx context.Context) error {
 	})
 }
 
-// Close does nothing: opening closes the snapshotter.
+// Close does nothing: opening.close closes the snapshotter.
 func (lateSnapshotter) Close() error { return nil }
 
 type lateAdmission struct {
@@ -114,8 +114,8 @@ func (a lateAdmission) Admit(ctx context.Context, call clients.Call) error {
 	return sv.clients[a.client].admission.Admit(ctx, call)
 }
 
-// lateComparer is the comparer. Mounts that cannot belong to this daemon's pool are left to
-// containerd's next differ at once.
+// lateComparer is the comparer for a server that starts before the pool is open. It leaves mounts
+// that cannot belong to this daemon's pool to containerd's next differ, without a wait.
 type lateComparer struct {
 	*opening
 	config config.Config

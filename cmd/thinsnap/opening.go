@@ -29,8 +29,8 @@ const (
 // opening opens the snapshotter, and retries until it is open. The servers run meanwhile.
 type opening struct {
 	open func(context.Context) (*service, error)
-	// patient has the daemon retry if the root is locked, perhaps by a repair, at the first
-	// attempt. It is set if systemd started the daemon: systemd would start it again if it ended.
+	// patient has the daemon retry even if the first attempt finds the root locked, perhaps by a
+	// repair. It is set if systemd started the daemon: systemd would start it again if it ended.
 	patient bool
 
 	begun  time.Time
@@ -52,7 +52,8 @@ func newOpening(open func(context.Context) (*service, error)) *opening {
 	}
 }
 
-// start starts the attempts. It calls report after each. close ends them.
+// start starts the attempts. It calls report after each that does not end the daemon. close ends
+// the attempts.
 func (o *opening) start(ctx context.Context, report func(err error)) {
 	ctx, o.cancel = context.WithCancel(ctx)
 	go func() {
@@ -87,8 +88,8 @@ func (o *opening) try(ctx context.Context, report func(err error)) (done bool) {
 	return err == nil
 }
 
-// openSafely is open, with a panic as an error: without the daemon, containerd could not unpack for
-// other snapshotters.
+// openSafely is open, but returns a panic as an error: without the daemon, containerd could not
+// unpack for other snapshotters.
 func (o *opening) openSafely(ctx context.Context) (sv *service, err error) {
 	defer func() {
 		if p := recover(); p != nil {

@@ -212,7 +212,7 @@ func wishOf(c *cli.Command, cfg config.Config, client config.Client) setup.Wish 
 	}
 }
 
-// change prints changes, and makes them unless --dry-run is set.
+// change makes changes and prints the names of the files. With --dry-run, it only prints a patch.
 func (a *app) change(c *cli.Command, record *journal.Record, files []journal.File, check func() error) error {
 	files = slices.DeleteFunc(files, journal.File.Unchanged)
 	if len(files) == 0 {

@@ -21,7 +21,7 @@ var number = regexp.MustCompile(`^([0-9.]+([KMGTP]?i?B|%|ns|µs|ms|s|m[0-9.]*s|h
 const minName = 16
 
 // printTable writes lines of cells in aligned columns. The first line is the heading. On a
-// terminal, lines are cut to its width, unless whole is set by --no-trunc.
+// terminal, names are cut to fit its width, unless whole is set by --no-trunc.
 func (a *app) printTable(lines [][]string, whole bool) error {
 	columns := 0
 	if out, ok := a.out.(*os.File); ok && a.terminal && !whole {
@@ -59,8 +59,8 @@ func align(p palette, lines [][]string) []string {
 	return aligned
 }
 
-// fit cuts the names in lines of cells, the longest first, to the given width of a line; 0 is no
-// limit. It changes the lines.
+// fit cuts the names in lines of cells, the widest column first, until the lines have the given
+// width or all names have minName; 0 is no limit. It changes the lines.
 func fit(lines [][]string, columns int) [][]string {
 	if columns <= 0 || len(lines) == 0 {
 		return lines

@@ -29,7 +29,7 @@ func newBounded(backend Backend) *bounded {
 	return &bounded{
 		Backend: backend,
 		info:    make(turns, 1), pool: make(turns, 1), snapshots: make(turns, 1), trash: make(turns, 1),
-		inspect: make(turns, 8), // a call about another volume may return
+		inspect: make(turns, 8), // one hanging volume must not block the others
 		diff:    make(turns, 2),
 		check:   make(turns, 1), extend: make(turns, 1), trim: make(turns, 8), fork: make(turns, 8),
 		leftovers: make(turns, 1), owners: make(turns, 1),

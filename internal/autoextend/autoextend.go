@@ -35,7 +35,7 @@ type Pool interface {
 	// KeepAllocated allocates the pool's files. If watch is true, the caller must repeat it in a
 	// second.
 	KeepAllocated(ctx context.Context) (watch bool, err error)
-	// Monitor sets whether LVM's dmeventd extends the pool too.
+	// Monitor sets whether LVM's dmeventd extends the pool.
 	Monitor(ctx context.Context, on bool) error
 }
 
@@ -138,7 +138,7 @@ func (e *Extender) wait(ctx context.Context, events Events, idle bool) error {
 	for {
 		watched := e.keepAllocated(ctx)
 		if watched && !idle {
-			return nil // the wait was a second: try again at once
+			return nil // Run has waited a second: try again at once
 		}
 		waiting, cancel := ctx, func() {}
 		switch {
@@ -251,7 +251,7 @@ func (e *Extender) target(
 		step: growth.DataStep}
 	m := device{kind: "metadata", Space: status.Metadata, blockBytes: pool.MetadataBlockBytes,
 		limit: pool.MaxMetadataBytes}
-	// The kernel has its own low water mark for metadata, and raises that event once.
+	// The kernel has its own low water mark for metadata, and raises one event there.
 	m.low = status.MetadataLowWater * pool.MetadataBlockBytes
 	if !d.short(growth) && !m.short(growth) {
 		return d.Total, m.Total, ""

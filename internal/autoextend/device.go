@@ -13,10 +13,10 @@ type device struct {
 	pool.Space
 	kind       string
 	blockBytes uint64
-	low        uint64 // the low water mark: the device is short if less is free
+	low        uint64 // the low water mark: the device is short if no more is free
 	step       uint64 // the least extension
 	largest    uint64 // the size for which the disk below it has space
-	limit      uint64 // the configured maximum, or 0
+	limit      uint64 // the configured or the kernel's maximum, or 0
 }
 
 func (d device) short(g pool.Growth) bool {

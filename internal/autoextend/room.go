@@ -22,8 +22,8 @@ func (e *Extender) MakeRoom(ctx context.Context, percent uint64) {
 	}
 }
 
-// startMaking starts an extension, unless one runs. For retryInterval after a failure it starts
-// none, because each attempt may run LVM's programs, unless other programs write to the disk below
+// startMaking starts an extension, unless one runs. Each attempt may run LVM's programs, so it
+// starts none within retryInterval of a failure, except if other programs write to the disk below
 // the pool. The channel is closed when no extension runs.
 func (e *Extender) startMaking(ctx context.Context, percent uint64) <-chan struct{} {
 	e.mu.Lock()

@@ -81,8 +81,8 @@ func (to *fromContainerd) source(from setup.Config) {
 	}
 }
 
-// fileSystem converts fs_type and fs_options. mke2fs uses the last -E: fs_options replace
-// thinsnap's options as they replace the built-in's (containerd's
+// fileSystem converts fs_type and fs_options. mke2fs uses only the last -E, so fs_options replace
+// the -E of thinsnap, as they replace that of the built-in (containerd's
 // plugins/snapshots/devmapper/snapshotter.go: mkfs).
 func (to *fromContainerd) fileSystem(typ, options string) {
 	if typ != Ext4 && typ != XFS {

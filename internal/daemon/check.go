@@ -93,8 +93,8 @@ func repaired(before []check.Finding, after check.Report) []check.Finding {
 
 // CheckRoot is Check for the root of a stopped daemon. Without repair it changes nothing. With
 // repair it first does the work of the daemon's next start, and then repairs the rest. If the store
-// has damage that cannot be rebuilt, it repairs nothing and returns errdefs.ErrFailedPrecondition,
-// because all repairs trust the store.
+// has damage that cannot be rebuilt, it only rebuilds the store's indexes and returns
+// errdefs.ErrFailedPrecondition, because all other repairs trust the store.
 //
 // It fails with metadata.ErrLocked while a daemon has the root open.
 func CheckRoot(ctx context.Context, c config.Config, repair bool) (check.Report, error) {

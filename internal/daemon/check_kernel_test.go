@@ -101,7 +101,7 @@ func TestCheckOfARunningDaemon(t *testing.T) {
 	require.NoError(t, err)
 	_, err = d.snapshotter.View(t.Context(), "look", "two")
 	require.NoError(t, err)
-	// A Commit of a snapshot in use copies it, with older blocks.
+	// A Commit of a mounted snapshot copies its volume: the blocks are older than the copy.
 	mounts, err := d.snapshotter.Prepare(t.Context(), "busy", "two")
 	require.NoError(t, err)
 	require.NoError(t, mount.WithTempMount(t.Context(), mounts, func(dir string) error {

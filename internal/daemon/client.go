@@ -25,7 +25,8 @@ func newClients(c config.Config, store *metadata.Store) map[string]*clients.Regi
 	return all
 }
 
-// Clients returns the registry of a configured client, which admits calls of Served.
+// Clients returns the registry of a configured client. It admits the calls to the snapshotter that
+// Served returns.
 func (d *Daemon) Clients(client string) *clients.Registry { return d.clients[client] }
 
 // Served returns the snapshotter that serves a configured client.
@@ -33,7 +34,7 @@ func (d *Daemon) Served(client string) snapshots.Snapshotter {
 	return d.clients[client].Guard(d.snapshotter.In(config.KeySpace(client)))
 }
 
-// clientOf returns the name of the client with the stored key.
+// clientOf returns the name of the client whose snapshot has the stored key.
 func clientOf(stored string) string {
 	space, _ := metadata.SplitKey(stored)
 	if space == "" {

@@ -81,7 +81,7 @@ type finalError struct{ error }
 func (e finalError) Unwrap() error { return e.error }
 
 // IsFinal reports whether Open would fail again with this error: the kernel is too old, other users
-// can write to the root, or a newer thinsnap wrote the store.
+// can write to the root, an adoption is unfinished, or a newer thinsnap wrote the store.
 func IsFinal(err error) bool {
 	var final finalError
 	return errors.As(err, &final) || errors.Is(err, metadata.ErrSchema)
@@ -176,7 +176,7 @@ func (d *Daemon) startExtender(ctx context.Context, events *devmapper.Events) {
 
 // releaseMetadata releases the metadata snapshot that a crash during a check left behind: it keeps
 // blocks of metadata from being reused. No other thinsnap reads it, because the root is locked. In
-// a foreign pool it may be the owner's.
+// a foreign pool it may be the owner's, and stays.
 func (d *Daemon) releaseMetadata(ctx context.Context) {
 	status, err := d.pool.Status(ctx)
 	if err == nil && status.HeldRoot != 0 && !d.stored.Foreign() {

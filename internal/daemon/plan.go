@@ -21,7 +21,8 @@ import (
 )
 
 // PlanPool returns the shell commands that CreatePool would run, and one error with everything that
-// would make CreatePool or the daemon's start fail. It changes nothing.
+// would make CreatePool or the daemon's start fail. It changes nothing, except that LVM activates
+// an inactive pool in mode "existing".
 func PlanPool(ctx context.Context, c config.Config) ([]string, error) {
 	lines, made, err := planPool(ctx, c)
 	return lines, errors.Join(err, rootdir.Check(c.Root), checkKernel(c, made), checkPrograms(ctx, c), checkSockets(c))

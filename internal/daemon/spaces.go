@@ -27,7 +27,7 @@ const (
 type space struct{ used, shared, exclusive *uint64 }
 
 // spaces measures all snapshots. Any write can change a snapshot's exclusive bytes, so they are
-// read again after a commit of the pool, after a pause.
+// read again once the pool has committed and a pause has passed.
 type spaces struct {
 	clock   func() time.Time // nil means time.Now
 	reading sync.Mutex

@@ -29,9 +29,9 @@ var errUnproved = errors.New("not proved")
 // none of its blocks changed. So the changed blocks of the inode tables give the inodes whose
 // records differ.
 //
-// Each other changed block in use must be accounted for. It belongs to one of these inodes or to
-// the file system itself. Otherwise all inodes are searched for the one that refers to it, which
-// then counts as changed, too. If a block remains, the error is errUnproved.
+// Each other changed block in use must be accounted for. If it belongs neither to one of these
+// inodes nor to the file system itself, all inodes are searched for the one that refers to it,
+// which then counts as changed, too. If a block remains, the error is errUnproved.
 type inodes struct {
 	volumes      [2]Volume // lower, upper
 	lower, upper *ext4.FileSystem

@@ -23,7 +23,7 @@ func TestLargeDirectory(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.NoLeaks(t)
 	s := newStand(t)
-	// Long names need as many blocks as many names.
+	// Fewer entries with long names need as many blocks as many with short ones.
 	entries, long := 2400, strings.Repeat("-", 80)
 	if dmtest.Thorough() {
 		entries, long = 100_000, ""

@@ -105,7 +105,7 @@ func (s *names) search(ctx context.Context) error {
 	return s.below(ctx, "", []uint32{rootInode})
 }
 
-// below searches the directory dir. The last of the parents is its inode.
+// below searches the directory dir. parents are the inodes from the root to dir, that of dir last.
 func (s *names) below(ctx context.Context, dir string, parents []uint32) error {
 	if err := ctx.Err(); err != nil {
 		return err

@@ -60,7 +60,7 @@ func (d *Differ) open(ctx context.Context, key string) (*containerd, error) {
 		leases: leasesproxy.NewLeaseManager(leasesapi.NewLeasesClient(conn)), release: release,
 	}
 	if id, ok := leases.FromContext(ctx); ok {
-		c.ctx = leases.WithLease(ctx, id) // for the calls of this process, too
+		c.ctx = leases.WithLease(ctx, id) // also as the header of calls to containerd
 	}
 	return c, nil
 }

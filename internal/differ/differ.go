@@ -103,7 +103,7 @@ var errNotOurs = fmt.Errorf("not mounts of thinsnap's snapshots: %w", errdefs.Er
 // Compare writes the changes from lower to upper to containerd's content store, as an OCI layer,
 // and returns its descriptor. If the mounts are not thinsnap's, or the comparison fails before
 // anything is written, the error is errdefs.ErrNotImplemented: containerd then asks its next differ.
-// It must not ask after metadata.ErrWritesLost, because the next differ would not see the loss.
+// metadata.ErrWritesLost is returned as it is, because the next differ would not see the loss.
 func (d *Differ) Compare(
 	ctx context.Context, lower, upper []mount.Mount, opts ...coreDiff.Opt,
 ) (ocispec.Descriptor, error) {
@@ -159,8 +159,7 @@ func (d *Differ) leave(ctx context.Context, lowerKey, upperKey string, reason er
 		errdefs.ErrNotImplemented, metadata.ShowText(reason.Error()))
 }
 
-// unwrittenError is an error that occurred before anything was written to containerd's content
-// store.
+// unwrittenError is an error that left no new content in containerd's content store.
 type unwrittenError struct{ error }
 
 // Unwrap returns the error.

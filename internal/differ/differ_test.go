@@ -149,7 +149,8 @@ func TestLeftToTheNextDiffer(t *testing.T) {
 	}
 }
 
-// TestLostWritesAreNotLeftToTheNextDiffer: it would make a layer without them, and report no error.
+// TestLostWritesAreNotLeftToTheNextDiffer: the next differ would make a layer without the lost
+// writes, and report no error.
 func TestLostWritesAreNotLeftToTheNextDiffer(t *testing.T) {
 	sn := fakeSnapshots{freeze: func(context.Context, string) error {
 		return fmt.Errorf("freeze: %w", metadata.ErrWritesLost)

@@ -20,7 +20,7 @@ type upload struct {
 
 	writer content.Writer
 	stop   func() // ends the stream to containerd
-	end    func() // ends the lease for writing; nil if the blob has the lease of the upload
+	end    func() // ends the lease for writing; nil under the shared or the caller's lease
 	// isOld is true if containerd already had the blob, and dropped the written content.
 	isOld bool
 }

@@ -14,7 +14,7 @@ import (
 // loaded is thinsnap's configuration. Even after an error, every key has a value.
 type loaded struct {
 	config  config.Config
-	missing bool // the file is optional
+	missing bool // the file does not exist, and is optional
 	err     error
 }
 

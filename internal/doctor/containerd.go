@@ -192,7 +192,8 @@ func (m *machine) ours() []containerdState {
 	})
 }
 
-// each merges look's findings for the containerds of ours. The worst status counts.
+// each calls look for each proxy plugin of the containerds that ours returns, and merges the
+// findings. The worst status counts.
 func (m *machine) each(look func(s containerdState, name string) finding) finding {
 	all := m.ours()
 	if len(all) == 0 {

@@ -97,7 +97,7 @@ func ask(ctx context.Context, m *machine, all []check, patience time.Duration) R
 
 type check struct {
 	name string
-	// root is true if the check needs root.
+	// root is true if only the root user can make the check.
 	root bool
 	look func(ctx context.Context, m *machine) finding
 }

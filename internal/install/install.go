@@ -33,7 +33,7 @@ const (
 	openTime = 3 * time.Minute
 )
 
-// packaged returns files that thinsnap's package installs, and an installer does not.
+// packaged returns files that thinsnap's package installs, and Install does not.
 func packaged() []string {
 	return []string{"/usr/bin/thinsnap", "/usr/lib/systemd/system/" + service, "/lib/systemd/system/" + service}
 }
@@ -65,7 +65,7 @@ type Containerd struct {
 
 func (m *Machine) path(name string) string { return filepath.Join(cmp.Or(m.Root, "/"), name) }
 
-// Files are the files that Install writes in addition to the program.
+// Files has the contents of the files that Install writes.
 type Files struct {
 	Program, Service, Socket []byte
 	Config                   []byte // thinsnap's configuration

@@ -24,8 +24,8 @@ const (
 type record struct {
 	// RestartDaemon is true until the daemon is restarted with its new files.
 	RestartDaemon bool `json:"restart_daemon,omitempty"`
-	// RestartUnit is the unit of a containerd whose configuration was changed, until it is
-	// restarted.
+	// RestartUnit is the unit of a containerd whose configuration may have changed, until it is
+	// restarted or found unchanged.
 	RestartUnit string `json:"restart_unit,omitempty"`
 	// Files are the SHA-256 sums of written files, by path, in records of earlier versions.
 	Files map[string][]string `json:"files,omitempty"`

@@ -20,8 +20,8 @@ import (
 
 // Remove undoes Install and Configure. It keeps the pool and its data, and also files that were
 // edited, which it logs. While containers use snapshots, it only stops new containers from using
-// thinsnap, and fails with errdefs.ErrFailedPrecondition and the pods: containerd needs the
-// snapshotter to remove them.
+// thinsnap, and fails with errdefs.ErrFailedPrecondition. The error names the pods: containerd
+// needs the snapshotter to remove them.
 func (m *Machine) Remove(ctx context.Context, kind setup.Kind) error {
 	r, isThere, err := m.readRecord()
 	if err != nil {

@@ -83,7 +83,7 @@ type volumes struct {
 	// adopted and bases prove that a pool is the recorded one.
 	adopted, bases []metadata.Witness
 	others         []thin.ID
-	// needed are the other volumes of snapshots and kept leftovers, adopted ones included.
+	// needed are the volumes of snapshots and kept leftovers, adopted ones included.
 	needed []thin.ID
 }
 

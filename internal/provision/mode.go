@@ -48,8 +48,9 @@ func RootFiles() []string {
 // A Mode is one kind of pool: where its space comes from, and who maintains it. Every rec is the
 // record of a pool in this mode.
 type Mode interface {
-	// New returns a record for the pool that c describes. It changes nothing. It fails with
-	// errdefs.ErrFailedPrecondition if the pool cannot be made.
+	// New returns a record for the pool that c describes. It changes nothing, except that LVM
+	// activates an inactive pool in mode "existing". It fails with errdefs.ErrFailedPrecondition if
+	// the pool cannot be made.
 	New(ctx context.Context, c config.Config) (metadata.PoolRecord, error)
 	// Same returns errdefs.ErrFailedPrecondition if c describes another pool than rec.
 	Same(rec metadata.PoolRecord, c config.Config) error

@@ -69,7 +69,7 @@ func setPool(ctx context.Context, store *metadata.Store, rec metadata.PoolRecord
 	return store.Update(ctx, func(tx *metadata.Tx) error { return tx.SetPool(rec) })
 }
 
-// lock keeps every other process from using the pool while control is open. The root's lock is not
+// lock keeps every other thinsnap from using the pool while control is open. The root's lock is not
 // enough: a copy of the root has its own.
 func lock(control *devmapper.Control, rec metadata.PoolRecord) error {
 	name := rec.ID

@@ -50,8 +50,8 @@ func (s Stored) Growth(c config.Config) pool.Growth { return s.mode.Growth(c) }
 // ExtendGrace is how long a cancelled extension of the pool may take to end.
 func (s Stored) ExtendGrace() time.Duration { return s.mode.ExtendGrace() }
 
-// Lock keeps every other process from using the pool while control is open. It fails with
-// errdefs.ErrFailedPrecondition if another process uses the pool.
+// Lock keeps every other thinsnap from using the pool while control is open. It fails with
+// errdefs.ErrFailedPrecondition if another one uses the pool.
 func (s Stored) Lock(control *devmapper.Control) error { return lock(control, s.rec) }
 
 // OpenLoaded opens the pool if it is loaded in the kernel, and fails with devmapper.ErrNotFound if

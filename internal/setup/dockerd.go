@@ -112,8 +112,8 @@ func (d Dockerd) Uses(all []Containerd) (Containerd, error) {
 // store, with the snapshotter as storage driver. dockerd validates the planned file.
 //
 // Errors are errdefs.ErrFailedPrecondition if the command line has another storage driver,
-// ErrInvalidArgument for an unreadable file or one that dockerd rejects, and ErrNotImplemented for
-// Docker before 24.
+// ErrInvalidArgument for a file that dockerd cannot read or rejects, and ErrNotImplemented for
+// Docker before 24, or for a file form that cannot be changed.
 func (d Dockerd) Plan(ctx context.Context, snapshotter string) (journal.File, error) {
 	f := journal.File{Path: d.Config}
 	text, err := os.ReadFile(d.Config)

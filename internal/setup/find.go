@@ -120,8 +120,8 @@ func (h host) find() ([]Containerd, error) {
 	return found, nil
 }
 
-// stopped returns the system's containerd if it does not run. It fails with fs.ErrNotExist if there
-// is none.
+// stopped returns the system's containerd of a machine on which it does not run. It fails with
+// fs.ErrNotExist if there is none.
 func (h host) stopped() (Containerd, error) {
 	if args, file, err := h.execStart(systemUnit); err == nil {
 		c := Containerd{Kind: System, Executable: args[0], Unit: systemUnit, Source: file}
@@ -138,7 +138,7 @@ func (h host) stopped() (Containerd, error) {
 	return Containerd{}, fs.ErrNotExist
 }
 
-// stoppedK3s returns the containerds of k3s and RKE2 if they do not run.
+// stoppedK3s returns the containerds of k3s and RKE2 of a machine on which neither runs.
 func (h host) stoppedK3s() []Containerd {
 	var found []Containerd
 	for _, name := range []string{"k3s", "rke2"} {

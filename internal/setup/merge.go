@@ -25,7 +25,7 @@ func newMerged() merged {
 	}
 }
 
-// add merges everything except the plugins, which is the same in all releases.
+// add merges everything except the plugins. All releases do that alike.
 func (m *merged) add(f file, disabled []string) {
 	if f.Root != "" {
 		m.root = f.Root

@@ -74,8 +74,9 @@ func writeHunks(b *strings.Builder, old []string, changes []change, secret map[i
 	}
 }
 
-// surroundings adds up to count context lines at both ends, and stops at a secret. patch(1) assumes
-// that a hunk with less context at its end is at the end of the file.
+// surroundings adds at most contextLines lines at each end, and stops at a secret. Both ends get
+// the same number: patch(1) assumes that a hunk with less context at its end is at the end of the
+// file. count is the number of lines in the text.
 func surroundings(count, first, next int, secret map[int]bool) (from, to int) {
 	for n := contextLines; n > 0; n-- {
 		from, to = max(first-n, 0), min(next+n, count)

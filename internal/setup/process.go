@@ -80,7 +80,8 @@ func (h host) programs(name string) ([]running, error) {
 	return found, nil
 }
 
-// process reads one process. It returns false if the process runs another program or has ended.
+// process reads one process. It returns false if the process runs another program, as another user
+// or in another root directory, or has ended.
 func (h host) process(pid int, name string) (running, bool, error) {
 	dir := h.path(filepath.Join("/proc", strconv.Itoa(pid)))
 	line, _ := os.ReadFile(filepath.Join(dir, "cmdline")) // unreadable if the process has ended

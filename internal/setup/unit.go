@@ -74,7 +74,7 @@ func (h host) unitFiles(unit string) []string {
 	return files
 }
 
-// commands returns the values of a key in a unit's file. An empty value resets the list.
+// commands returns the values of a key in a unit's file, with the empty ones, which reset the list.
 func commands(text, key string) []string {
 	var values []string
 	for line := range strings.Lines(strings.ReplaceAll(text, "\\\n", " ")) {

@@ -118,8 +118,8 @@ func (w Wish) proxy(r Release) map[string]any {
 	return section
 }
 
-// unpack returns containerd's unpack_config with the proxy at its end, and whether the proxy was in
-// the list before. containerd 1.6 has no such list.
+// unpack returns containerd's unpack_config with the proxy added at its end. listed is true, and
+// the list nil, if the proxy is in it already, or if containerd has no such list, as in 1.6.
 func (w Wish) unpack(has Dump, r Release) (list []any, listed bool) {
 	transfer, exists := at(has.all, "plugins", transferURI).(map[string]any)
 	if !exists {

@@ -101,7 +101,8 @@ type keys struct {
 
 // Configure plans the line of thinsnap's configuration that names the disk. It fails with
 // errdefs.ErrFailedPrecondition if the file describes another pool, with errdefs.ErrInvalidArgument
-// for an unreadable file, and with errdefs.ErrNotImplemented for a file form that it cannot change.
+// for a file that is not TOML, and with errdefs.ErrNotImplemented for a file form that it cannot
+// change.
 func Configure(path, device string) (journal.File, error) {
 	text, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -220,8 +221,9 @@ func DropInText(device string) string {
 		device, UnitOf(device))
 }
 
-// Unit plans the drop-in that lets thinsnap's unit use the disk. If another file has the name, it
-// stays if it allows the disk, and is errdefs.ErrFailedPrecondition if not.
+// Unit plans the drop-in that lets thinsnap's unit use the disk. A file at path that is not in the
+// record, or was edited, stays if it allows the disk. If it does not, Unit fails with
+// errdefs.ErrFailedPrecondition.
 func Unit(path, device string, record *journal.Record, command string) (journal.File, error) {
 	f := journal.File{Path: path, After: fmt.Appendf(nil, "# Written by `%[1]s`. `%[1]s --undo` removes it, unless it was "+
 		"edited.\n%s", command, DropInText(device))}

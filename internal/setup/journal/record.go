@@ -268,7 +268,8 @@ func (r *Record) rollBack(files []File, before []entry) error {
 	return r.restore(before)
 }
 
-// restore resets the record, and removes the backups and directories created since.
+// restore resets the record. It removes the backups and directories of files that the record did
+// not have before.
 func (r *Record) restore(before []entry) error {
 	now := r.entries
 	r.entries = before
