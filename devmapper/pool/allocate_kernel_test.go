@@ -181,7 +181,7 @@ func TestSparsePool(t *testing.T) {
 	p, err = spec.Open(ctx, control, true)
 	require.NoError(t, err)
 	defer func() { require.NoError(t, p.Close(ctx)) }()
-	require.Contains(t, p.NotAllocated(), "an earlier version")
+	require.Contains(t, p.NotAllocated(), "a version before 0.1.0")
 	watch, err := p.KeepAllocated(ctx)
 	require.NoError(t, err)
 	require.False(t, watch)
