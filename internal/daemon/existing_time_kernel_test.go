@@ -45,6 +45,11 @@ func (h *handmade) setTime(t *testing.T, time uint32) {
 		"thin_restore --input pool.xml --output /dev/METADATA")
 }
 
+// TestDocumentedReset: without a kernel, too, a change of the page shows that TestPoolWhoseTimeEnds would not find them.
+func TestDocumentedReset(t *testing.T) {
+	require.NotEmpty(t, documentedReset(t))
+}
+
 // documentedReset returns the commands of docs/pools.md that reset the times of a pool.
 func documentedReset(t *testing.T) []string {
 	t.Helper()
