@@ -45,7 +45,7 @@ func (h *handmade) setTime(t *testing.T, time uint32) {
 		"thin_restore --input pool.xml --output /dev/METADATA")
 }
 
-// TestDocumentedReset: without a kernel, too, a change of the page shows that TestPoolWhoseTimeEnds would not find them.
+// TestDocumentedReset shows without a kernel that the page has the commands of TestPoolWhoseTimeEnds.
 func TestDocumentedReset(t *testing.T) {
 	require.NotEmpty(t, documentedReset(t))
 }
