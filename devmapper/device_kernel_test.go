@@ -203,7 +203,7 @@ func TestKernelDeps(t *testing.T) {
 func TestKernelMessage(t *testing.T) {
 	c := open(t)
 	device(t, c, "dmmsg", zeroes(16))
-	// "@" messages are for the device-mapper core, whatever the target.
+	// "@" messages are for the device-mapper core, with every target.
 	id, err := c.Message("dmmsg", 0, "@stats_create - 16")
 	require.NoError(t, err)
 	require.Equal(t, "0", id)

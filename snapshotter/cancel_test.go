@@ -112,7 +112,7 @@ func openBefore(t *testing.T, b *bench) {
 	require.NoError(t, b.pool.Open(b.prepare(t, "a", ""), 1))
 }
 
-// closeAll closes the device of openBefore, whatever its volume has become.
+// closeAll closes the device of openBefore, in any state of its volume.
 func closeAll(t *testing.T, b *bench) {
 	active, err := b.pool.Active(t.Context())
 	require.NoError(t, err)

@@ -147,8 +147,7 @@ func TestClientSeesItsOwn(t *testing.T) {
 	}
 }
 
-// TestKeysOfOtherClientsAreRefused: a client cannot name another client's snapshots, whatever bytes it
-// sends.
+// TestKeysOfOtherClientsAreRefused: a client cannot name another client's snapshots with any bytes.
 func TestKeysOfOtherClientsAreRefused(t *testing.T) {
 	b := newBench(t, fakeConfig())
 	b.admit(t, "k3s")

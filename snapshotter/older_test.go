@@ -236,7 +236,7 @@ func TestOlderStoreWithoutWhatThinsnapWrote(t *testing.T) {
 }
 
 // TestCrashAfterThinsnapWrote: after a crash, a volume that thinsnap wrote to before a record owned it is
-// deleted, whatever its content. In a foreign pool, which has no stamp, it is kept.
+// deleted with its content. In a foreign pool, which has no stamp, it is kept.
 func TestCrashAfterThinsnapWrote(t *testing.T) {
 	for _, foreign := range []bool{false, true} {
 		config := fakeConfig()

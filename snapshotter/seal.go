@@ -241,7 +241,7 @@ func (s *Snapshotter) noteFlush(ctx context.Context, id thin.ID, err error) erro
 func (s *Snapshotter) markWritesLost(ctx context.Context, id thin.ID) {
 	s.volumes.noteWritesLost(id)
 	if err := s.storeWritesLost(context.WithoutCancel(ctx)); err != nil {
-		log.G(ctx).WithField("device", s.pool.VolumePath(id)).WithError(err).Warn("a restart forgets that this volume may " +
-			"have lost writes, unless the store can be written before")
+		log.G(ctx).WithField("device", s.pool.VolumePath(id)).WithError(err).Warn("cannot store that this volume may have " +
+			"lost writes: until a later try succeeds, a restart forgets it")
 	}
 }

@@ -169,7 +169,7 @@ func TestMountOptions(t *testing.T) {
 	require.Equal(t, "xfs", mounts[0].Type)
 }
 
-// A committed volume is never activated for writing again, whatever calls run concurrently.
+// A committed volume is never activated for writing again, with any concurrent calls.
 func TestMountsBesideCommit(t *testing.T) {
 	config := fakeConfig()
 	config.Spares = 0 // their volumes are active without a snapshot

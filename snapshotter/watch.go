@@ -129,8 +129,8 @@ func (s *Snapshotter) storeDetected(ctx context.Context, detected <-chan struct{
 		case <-detected:
 			err := s.storeWritesLost(ctx)
 			if err != nil && !hasFailed && ctx.Err() == nil {
-				log.G(ctx).WithError(err).Warn("a restart forgets which volumes may have lost writes, unless the store can be " +
-					"written before")
+				log.G(ctx).WithError(err).Warn("cannot store which volumes may have lost writes: until a later " +
+					"try succeeds, a restart forgets them")
 			}
 			hasFailed = err != nil
 		case <-ctx.Done():

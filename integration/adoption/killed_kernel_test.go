@@ -17,7 +17,7 @@ import (
 )
 
 // TestKilled kills the adoption and its undo at each of their failpoints. An adoption can then be completed or undone,
-// whatever containerd has done meanwhile, and an undo can be completed. The node works after each.
+// and an undo can be completed, also after work of containerd in between. The node works after each.
 func TestKilled(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.NoLeaks(t)

@@ -13,7 +13,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// TestUndo: an undo leads to a working built-in, whatever containerd has done meanwhile.
+// TestUndo: an undo leads to a working built-in, also after work of containerd in between.
 func TestUndo(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.NoLeaks(t)

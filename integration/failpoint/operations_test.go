@@ -26,7 +26,7 @@ type operation struct {
 	setup func(*trial)
 	// do runs the operation. After the crash it runs again with the same key: it accepts steps that are already done.
 	do func(*trial) error
-	// holds requires the guarantees of a successful do, whatever happens afterwards; may be nil.
+	// holds requires the guarantees of a successful do, also after later crashes; may be nil.
 	holds func(*trial)
 	// starts: do starts the daemon, and setup has stopped it.
 	starts bool

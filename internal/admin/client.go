@@ -44,7 +44,7 @@ func NewClient(address string) *Client {
 	}}
 }
 
-// Transport sends requests to the daemon, whatever host they name.
+// Transport sends requests to the daemon, and ignores the host in their URLs.
 func (c *Client) Transport() http.RoundTripper { return c.http.Transport }
 
 // Info returns the state of the daemon and its pool.

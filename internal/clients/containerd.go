@@ -119,7 +119,7 @@ func connect(ctx context.Context, p Process, listens func(bool)) (*grpc.ClientCo
 func newConn(address string, p Process) (*grpc.ClientConn, error) {
 	return grpc.NewClient("passthrough:///"+filepath.Base(address),
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
-		// containerd sends a hundred snapshots in a message, whatever the size of their labels.
+		// containerd sends a hundred snapshots in a message, with labels of any size.
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(math.MaxInt32)),
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return dial(ctx, address, p) }))
 }

@@ -114,7 +114,7 @@ func (l largeList) List(_ *snapshotsapi.ListSnapshotsRequest, stream snapshotsap
 	return err
 }
 
-// One request is enough, whatever the size of the snapshots' labels.
+// One request is enough for snapshots with labels of any size.
 func TestLargeList(t *testing.T) {
 	b := newBench(t)
 	server := grpc.NewServer()

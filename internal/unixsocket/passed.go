@@ -23,8 +23,8 @@ const Default = ""
 // Each socket must be at its path, belong to this user, and have mode 0600. Otherwise Passed closes the connections
 // that wait on all sockets, like RefusePassed.
 //
-// Passed takes over the descriptors, and must be called once: another os.File of the same number would close whatever
-// file has the number by then.
+// Passed takes over the descriptors, and must be called once: another os.File of the same number would close the file
+// that has the number by then.
 func Passed(paths map[string]string) (map[string]net.Listener, error) {
 	files := activation.Files(true) // true: programs that this one starts do not get them
 	all, err := listeners(files, paths)

@@ -113,7 +113,7 @@ func (w *world) unique() {
 	}
 }
 
-// TestRandomDamage: a store accepts each plan without obstacles, whatever the damage.
+// TestRandomDamage: a store accepts each plan without obstacles, with any damage.
 func TestRandomDamage(t *testing.T) {
 	worlds := 2000
 	if dmtest.Thorough() {
