@@ -37,7 +37,7 @@ func (a *app) forkCommand() *cli.Command {
 			"With --token there is no NEW: the command prints a token for one snapshot, to be used within a minute:\n" +
 			"ctr run --snapshotter thinsnap --snapshotter-label containerd.io/snapshot/thinsnap/from=TOKEN IMAGE NEW",
 		Flags: []cli.Flag{
-			&cli.BoolFlag{Name: "token", Usage: "print a token, with which any client can create one fork"},
+			&cli.BoolFlag{Name: "token", Usage: "print a token for one fork"},
 			&cli.StringFlag{Name: "namespace", Usage: "find CONTAINER in containerd's namespace `NAME`",
 				Sources: cli.EnvVars("CONTAINERD_NAMESPACE"), DefaultText: "$CONTAINERD_NAMESPACE, or " + namespaces.Default},
 			&cli.StringFlag{Name: "containerd", Usage: "talk to containerd on this `SOCKET`",

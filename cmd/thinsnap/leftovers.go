@@ -14,9 +14,9 @@ import (
 func (a *app) leftoversCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "leftovers",
-		Usage: "list volumes that the store does not know but that were written to",
+		Usage: "list volumes that the store does not know and a client may have written to",
 		Description: "A pool has such volumes if the store is older than the pool, for example after a backup was restored.\n" +
-			"thinsnap keeps them, because a client may have written to them. SIZE is the end of the last mapped block.\n\n" +
+			"They are kept until \"thinsnap leftovers remove\". SIZE is the end of the last mapped block.\n\n" +
 			"After \"thinsnap adopt devmapper\", they include the volumes of containerd's devmapper that no snapshot\n" +
 			"needs.",
 		Flags: []cli.Flag{jsonFlag()},

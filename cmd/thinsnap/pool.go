@@ -38,7 +38,7 @@ func (a *app) poolCommand() *cli.Command {
 				Name:  "extend",
 				Usage: "extend the running daemon's pool online",
 				Description: "SIZE is the new size, such as 200GiB, or an increase with a plus sign, such as +50GiB.\n" +
-					"A pool cannot shrink. A pool in mode \"existing\" is extended with the tools of its owner.",
+					"A pool cannot shrink. Extend a pool in mode \"existing\" with the program that made it.",
 				Flags: []cli.Flag{
 					&cli.StringFlag{Name: "data", Usage: "`SIZE` of the data space"},
 					&cli.StringFlag{Name: "metadata", Usage: "`SIZE` of the metadata space"},

@@ -24,11 +24,11 @@ func (a *app) trimCommand() *cli.Command {
 		Name:      "trim",
 		Usage:     "return freed blocks of containers to the pool, and to the file or disk below it",
 		ArgsUsage: "[KEY...]",
-		Description: "Trims the running daemon's mounted active snapshots, or the named ones, one after the other, as fstrim\n" +
-			"does. Continues after failures, and reports them at the end. It can be interrupted at any time. Blocks\n" +
-			"that were freed in the last seconds may stay until the next run. TRIMMED is the free space that the file\n" +
-			"system discarded, on ext4 without the space that it had discarded before. UNMAPPED is the part that the\n" +
-			"volume returned to the pool.",
+		Description: "Trims the running daemon's mounted active snapshots, or the named ones, one at a time. Continues after\n" +
+			"failures, and reports them at the end. It can be interrupted at any time. Blocks that were freed in the\n" +
+			"last seconds may stay until the next run. TRIMMED is the free space that the file system discarded, on\n" +
+			"ext4 without the space that it had discarded before. UNMAPPED is the space that the volume no longer\n" +
+			"maps; blocks that other snapshots share stay in use.",
 		Flags:  []cli.Flag{jsonFlag(), noTruncFlag()},
 		Action: a.trimPool,
 	}

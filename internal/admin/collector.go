@@ -41,9 +41,8 @@ type clientSeries struct {
 func newBackendCollector(backend Backend) *backendCollector {
 	c := &backendCollector{
 		backend: newBounded(backend),
-		up: describe("pool_up", "1 if the pool answered this scrape, else 0, and the other metrics of the "+
-			"pool are absent."),
-		ioctls: describe("ioctls_total", "Device-mapper ioctls.", "command"),
+		up:      describe("pool_up", "1 if the pool answered this scrape, else 0, and most other metrics are absent."),
+		ioctls:  describe("ioctls_total", "Device-mapper ioctls.", "command"),
 	}
 	c.pool()
 	c.spaces()
@@ -80,7 +79,8 @@ func boolValue(b bool) float64 {
 }
 
 func (c *backendCollector) pool() {
-	state := describe("pool_state", "1 for the pool's present state, 0 for the others.", "state")
+	state := describe("pool_state",
+		"1 for the pool's present state (rw, ro, out_of_data_space, fail), 0 for the others.", "state")
 	for _, s := range []string{StateReadWrite, StateReadOnly, StateOutOfDataSpace, StateFailed} {
 		c.add(prometheus.GaugeValue, state, func(i *Info) float64 { return boolValue(i.Pool.State == s) }, s)
 	}
@@ -109,11 +109,12 @@ func (c *backendCollector) spaces() {
 	}{
 		{"used", "Used space of the pool.", func(s *Space) uint64 { return s.Used }},
 		{"size", "Size of the pool.", func(s *Space) uint64 { return s.Total }},
-		{"available", "Available space: free in the pool, or on the disk below its files if less.",
+		{"available", "Available space: free in the pool; in a loop file, at most its unused allocated space plus its " +
+			"disk's free space.",
 			func(s *Space) uint64 { return s.Available }},
 		{"min_free", "Available space below which new snapshots are refused.",
 			func(s *Space) uint64 { return s.MinFree }},
-		{"low_water", "Free space below which the kernel raises an event. With less for data, thinsnap extends the pool.",
+		{"low_water", "Free space below which the kernel raises an event; in mode loop, thinsnap then extends the pool.",
 			func(s *Space) uint64 { return s.LowWater }},
 	} {
 		desc := describe("pool_"+size.name+"_bytes", size.help, "device")
@@ -200,9 +201,8 @@ func (c *backendCollector) diffs() {
 	} {
 		c.add(prometheus.CounterValue, results, func(i *Info) float64 { return float64(value(&i.Differ)) }, result)
 	}
-	kinds := describe("diff_bytes_total", "Bytes that the compared volumes did not map to the same blocks of the pool "+
-		"(changed), of files read to compare them (read), and of layers before compression (written; rises while one is "+
-		"written).", "kind")
+	kinds := describe("diff_bytes_total", "Bytes of comparisons. changed: not mapped to the same blocks of the pool by "+
+		"both volumes. read: of files. written: of layers before compression; rises while one is written.", "kind")
 	for kind, value := range map[string]func(*Differ) uint64{
 		"changed": func(d *Differ) uint64 { return d.Changed },
 		"read":    func(d *Differ) uint64 { return d.Read },

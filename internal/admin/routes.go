@@ -137,7 +137,7 @@ func readingRoutes(backend Backend, daemon Daemon, metrics *Metrics, recorder *R
 		newRoute("GET /v1/check", checkTime, "Compares the store, the kernel and the pool. It may take minutes, and changes "+
 			"nothing.", nil, checkCall(backend, metrics, false)),
 		newRoute("GET /v1/leftovers", answerTime,
-			"Kept leftovers: volumes that the store does not know but that were written to.", nil,
+			"The kept leftovers, to which a client may have written.", nil,
 			func(ctx context.Context, _ url.Values) (LeftoverList, error) {
 				leftovers, err := backend.Leftovers(ctx)
 				return LeftoverList{Leftovers: noNull(leftovers)}, err

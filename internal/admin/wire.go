@@ -23,7 +23,7 @@ type Daemon struct {
 	Version       string    `json:"version"`
 	Revision      string    `json:"revision,omitempty"` // of the source
 	Root          string    `json:"root"`
-	Address       string    `json:"address"` // containerd's socket
+	Address       string    `json:"address"` // the socket for containerd
 	PID           int       `json:"pid"`
 	StartedAt     time.Time `json:"started_at"`
 	UptimeSeconds int64     `json:"uptime_seconds"`
@@ -34,7 +34,7 @@ type Daemon struct {
 // default client.
 type ClientInfo struct {
 	Name    string `json:"name"`              // "default" for the default client
-	Address string `json:"address,omitempty"` // its socket
+	Address string `json:"address,omitempty"` // thinsnap's socket for it
 	// Configured is false for a client that was removed from the configuration. Its snapshots stay.
 	Configured   bool           `json:"configured"`
 	Snapshots    SnapshotCounts `json:"snapshots"`
@@ -49,14 +49,14 @@ type ClientInfo struct {
 	Unseen bool `json:"unseen"`
 	// KeptSnapshots is the number of snapshots of earlier clients that the present one cannot remove.
 	KeptSnapshots uint64 `json:"kept_snapshots"`
-	RefusedCalls  uint64 `json:"refused_calls"`          // refused calls of other processes, since the daemon's start
-	LastRefused   string `json:"last_refused,omitempty"` // the process of the last refused call
+	RefusedCalls  uint64 `json:"refused_calls"`          // since the daemon's start, because of another process or proxy name
+	LastRefused   string `json:"last_refused,omitempty"` // the process and proxy name of the last refused call
 }
 
 // RemovedClient is the answer of POST /v1/client/remove?client=NAME.
 type RemovedClient struct {
 	Name      string `json:"name"`
-	Snapshots uint64 `json:"snapshots"` // the number of removed snapshots
+	Snapshots uint64 `json:"snapshots"` // removed snapshots
 }
 
 // The states of a pool, as in its status line.
@@ -150,11 +150,12 @@ const (
 
 // Space is one of the pool's two devices.
 type Space struct {
-	Device    string `json:"device"`              // such as /dev/loop0
-	LoopFile  string `json:"loop_file,omitempty"` // the file behind a loop device
-	Used      uint64 `json:"used_bytes"`
-	Total     uint64 `json:"size_bytes"`
-	Available uint64 `json:"available_bytes"` // free space; in a loop file, at most what the file has allocated and its disk has free
+	Device   string `json:"device"`              // such as /dev/loop0
+	LoopFile string `json:"loop_file,omitempty"` // the file behind a loop device
+	Used     uint64 `json:"used_bytes"`
+	Total    uint64 `json:"size_bytes"`
+	// Available is the free space; in a loop file, at most its unused allocated space plus its disk's free space.
+	Available uint64 `json:"available_bytes"`
 	Holes     uint64 `json:"holes_bytes"`     // the part of the size that a loop file has not allocated
 	MinFree   uint64 `json:"min_free_bytes"`  // new snapshots are refused while less is available; 0: no limit
 	LowWater  uint64 `json:"low_water_bytes"` // the kernel raises an event when less is free; 0: never

@@ -40,7 +40,7 @@ type Finding struct {
 	// one.
 	Loop blockdev.LoopState `json:"-"`
 	Text string             `json:"text"`
-	// Repair is the action of a repair; empty if a repair could lose data.
+	// Repair is the action of a repair; absent if a repair could lose data.
 	Repair string `json:"repair,omitempty"`
 }
 
@@ -66,7 +66,7 @@ const (
 	KindUnowned Kind = "unowned"
 	// KindLeftover: a volume left by an interrupted operation.
 	KindLeftover Kind = "leftover"
-	// KindKept: a volume that the store does not know but that was written to.
+	// KindKept: a volume that the store does not know and a client may have written to.
 	KindKept Kind = "kept"
 	// KindTrash: the volume of a removed snapshot is not deleted yet.
 	KindTrash Kind = "trash"

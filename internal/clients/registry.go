@@ -310,7 +310,7 @@ type State struct {
 	Lives        bool
 	// Kept is the number of snapshots of earlier clients that the client cannot remove.
 	Kept        uint64
-	Refused     uint64 // calls of other processes, since the start
+	Refused     uint64 // the number of refused calls, since the start
 	LastRefused string
 }
 

@@ -77,7 +77,7 @@ func sections() []section {
 		{"pool.loop", "The files of a pool in mode \"loop\".", []key{
 			{"pool.loop.data_size", fmt.Sprintf("at least %v", minDataSize),
 				"The size up to which the data file grows by itself. It can be raised later. The file begins with 2GiB, or less " +
-					"on a small disk. At pool.autoextend_threshold it grows by at least 1GiB, while the disk keeps a reserve free " +
+					"on a small disk. At pool.autoextend_threshold it grows by at least 1GiB, if the disk keeps a reserve free " +
 					"(5% of it, at least 1GiB; 10% of a disk below 10GiB). Space is allocated before its use, so other programs " +
 					"cannot take it. If pool.autoextend_threshold is 100%, the file is created with this size, or less on a small " +
 					"disk."},
@@ -115,7 +115,7 @@ func sections() []section {
 				"The size of a snapshot, unless its parent is larger or a label sets another. Only written blocks take space. A " +
 					"raised size applies to all new containers; layers that are unpacked onto a smaller layer keep its size."},
 			{"filesystem.max_size", fmt.Sprintf("0B or a multiple of %v, at least filesystem.base_size", diskBlock),
-				"The largest size that a label can set. A larger one gets this size, and a warning is logged. A snapshot " +
+				"The largest size that a label can set. A larger size is reduced to it, and a warning is logged. A snapshot " +
 					"is never smaller than its parent. 0B: filesystem.base_size."},
 			{"filesystem.mkfs_options", noEmpty,
 				"Additional arguments for mkfs, such as [\"-I\", \"512\"]. An ext4 has an inode for each 4KiB, unless -i, -N or " +
