@@ -24,7 +24,7 @@ import (
 
 // testAnnotations: an image's annotations change neither the size of its layers nor the owners of their files, because
 // other images share them.
-func testAnnotations(t *testing.T, b *bench) {
+func testAnnotations(t *testing.T, b *testbed) {
 	address, name, _ := strings.Cut(b.images.Busybox, "/")
 	repository, tag, _ := strings.Cut(name, ":")
 	registry := httptest.NewServer(annotator{registry: "http://" + address, tag: tag, annotations: map[string]string{

@@ -14,7 +14,7 @@ import (
 )
 
 // testSnapshotCommands manages snapshots by hand, with `ctr snapshots`.
-func testSnapshotCommands(t *testing.T, b *bench) {
+func testSnapshotCommands(t *testing.T, b *testbed) {
 	snapshots := func(args ...string) string {
 		return b.Ctr(t, append([]string{"snapshots", "--snapshotter", b.snapshotter}, args...)...)
 	}

@@ -14,7 +14,7 @@ import (
 
 // testCompose has nerdctl compose start two services, restarts one, which keeps its files, and removes both. The
 // network that compose makes is unused.
-func testCompose(t *testing.T, b *bench) {
+func testCompose(t *testing.T, b *testbed) {
 	harnesstest.Cell(t, "nerdctl compose", b.NerdctlCommand(b.snapshotter).Path)
 	file := filepath.Join(t.TempDir(), "compose.yaml")
 	service := func(name string) string {

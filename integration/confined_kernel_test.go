@@ -63,7 +63,7 @@ func TestWithTheUnitsCapabilities(t *testing.T) {
 			require.NoError(t, os.WriteFile(file, []byte("content"), 0o600))
 			shared, err := sn.Mounts(ctx, "work")
 			require.NoError(t, err)
-			require.Equal(t, "bind", shared[0].Type, "of a mount of thinsnap's own")
+			require.Equal(t, "bind", shared[0].Type, "thinsnap has a mount of its own")
 			require.Equal(t, os.Getpid(), d.Info(t).Client.PID)
 			require.True(t, d.Info(t).Client.Alive)
 			require.NoError(t, sn.Commit(ctx, "layer", "work"), "while mounted: thinsnap makes a copy, and replays its journal")
@@ -83,7 +83,7 @@ func TestWithTheUnitsCapabilities(t *testing.T) {
 			require.NoError(t, os.Chown(dir, 1000, 1000))
 			require.NoError(t, os.Chmod(dir, 0o700))
 			require.Equal(t, "A /new", d.Run(t, "diff", "container"))
-			require.Contains(t, d.Run(t, "pool", "trim"), "Snapshots Trimmed: 1\n", "of which the root is another user's")
+			require.Contains(t, d.Run(t, "pool", "trim"), "Snapshots Trimmed: 1\n", "the snapshot's root belongs to another user")
 			require.NoError(t, mount.UnmountAll(dir, 0))
 			for _, key := range []string{"container", "view", "layer"} {
 				require.NoError(t, sn.Remove(ctx, key))

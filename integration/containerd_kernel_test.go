@@ -19,8 +19,8 @@ import (
 // not thinsnap's. The stand-in needs no device-mapper.
 const standInVariable = "THINSNAP_TEST_SNAPSHOTTER"
 
-// bench is a containerd with the snapshotter under test.
-type bench struct {
+// testbed is a containerd with the snapshotter under test.
+type testbed struct {
 	*harnesstest.Containerd
 	snapshotter string
 	thinsnap    *harnesstest.Thinsnap // nil for a stand-in
@@ -49,7 +49,7 @@ func TestContainerd(t *testing.T) {
 			}
 			t.Parallel()
 			harnesstest.Cell(t, "containerd", filepath.Join(release.Dir, "containerd"))
-			b := &bench{snapshotter: standIn, images: images, secure: secure, cni: tools.CNI}
+			b := &testbed{snapshotter: standIn, images: images, secure: secure, cni: tools.CNI}
 			setup := harness.Setup{Dir: harnesstest.NewDisk(t), Env: []string{trust}}
 			if standIn == "" {
 				b.thinsnap = harnesstest.StartThinsnap(t, tools, release.Name)
@@ -63,7 +63,7 @@ func TestContainerd(t *testing.T) {
 			b.Containerd = harnesstest.StartContainerdWith(t, tools, release, setup)
 			for _, test := range []struct {
 				name string
-				run  func(*testing.T, *bench)
+				run  func(*testing.T, *testbed)
 				// newest: older releases run it only if dmtest.Thorough.
 				newest bool
 			}{
@@ -95,7 +95,7 @@ func TestContainerd(t *testing.T) {
 }
 
 // requireEmpty requires that nothing is left of removed snapshots. Volumes are deleted in the background.
-func (b *bench) requireEmpty(t *testing.T) {
+func (b *testbed) requireEmpty(t *testing.T) {
 	t.Helper()
 	require.Empty(t, b.Snapshots(t, b.snapshotter))
 	require.Empty(t, harnesstest.Mounts(t, b.Root))

@@ -19,7 +19,7 @@ const layerMediaType = "application/vnd.oci.image.layer.v1.tar"
 
 // testDiff: the layers of mounted and unmounted snapshots equal those of the walking differ. thinsnap's differ makes
 // them in each release that supports it.
-func testDiff(t *testing.T, b *bench) {
+func testDiff(t *testing.T, b *testbed) {
 	snapshots := func(args ...string) string {
 		return b.Ctr(t, append([]string{"snapshots", "--snapshotter", b.snapshotter}, args...)...)
 	}
@@ -94,7 +94,7 @@ func requireDiffOfAnOpenDisk(t *testing.T, snapshots func(args ...string) string
 
 // requireLayer compares a layer with that of the walking differ of this containerd's version. Older versions give
 // deleted files other times.
-func (b *bench) requireLayer(t *testing.T, want, got string) {
+func (b *testbed) requireLayer(t *testing.T, want, got string) {
 	t.Helper()
 	require.Equal(t, names(t, want), names(t, got))
 	if b.Release.DifferProxies && want != got {

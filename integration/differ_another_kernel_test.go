@@ -29,13 +29,13 @@ import (
 type another struct {
 	*harnesstest.Thinsnap
 
-	b            *bench          // of that containerd
+	b            *testbed        // of that containerd
 	ctx          context.Context //nolint:containedctx // carries the namespace of all calls
 	lower, upper []mount.Mount
 }
 
 // testDiffOfAnother compares a mounted snapshot, and a snapshot while thinsnap is being stopped.
-func testDiffOfAnother(t *testing.T, b *bench, tools harness.Tools) {
+func testDiffOfAnother(t *testing.T, b *testbed, tools harness.Tools) {
 	a := &another{
 		b: b, ctx: namespaces.WithNamespace(t.Context(), b.Namespace),
 		Thinsnap: harnesstest.StartThinsnapWith(t, tools, "differ-xfs", harness.Options{

@@ -38,7 +38,7 @@ func TestDiffer(t *testing.T) {
 	d := harnesstest.StartThinsnapWith(t, tools, "differ", harness.Options{VerifyDiffs: true})
 	proxy := d.Proxy()
 	proxy.Differ = "thinsnap-diff"
-	b := &bench{
+	b := &testbed{
 		Containerd:  harnesstest.StartContainerd(t, tools, tools.Releases[0], proxy),
 		snapshotter: harness.ThinsnapName, thinsnap: d, images: images,
 	}
@@ -54,7 +54,7 @@ func TestDiffer(t *testing.T) {
 }
 
 // awaitNoCopy waits until no frozen copy is left.
-func (b *bench) awaitNoCopy(t *testing.T) admin.Differ {
+func (b *testbed) awaitNoCopy(t *testing.T) admin.Differ {
 	t.Helper()
 	var info admin.Info
 	require.Eventually(t, func() bool {
@@ -64,7 +64,7 @@ func (b *bench) awaitNoCopy(t *testing.T) admin.Differ {
 	return info.Differ
 }
 
-func testDiffOfAWriter(t *testing.T, b *bench) {
+func testDiffOfAWriter(t *testing.T, b *testbed) {
 	nerdctl := func(args ...string) string { return b.Nerdctl(t, b.snapshotter, args...) }
 	nerdctl("run", "--detach", "--name", "writer", "--net", "none", b.images.Busybox, "sh", "-c",
 		"echo first > /first; sync; i=0; while true; do echo $i > /counter; sync; rm -f /d/*; mkdir -p /d; "+
@@ -87,13 +87,13 @@ func testDiffOfAWriter(t *testing.T, b *bench) {
 	}
 }
 
-func (b *bench) leases(t *testing.T) []string {
+func (b *testbed) leases(t *testing.T) []string {
 	t.Helper()
 	return strings.Fields(b.Ctr(t, "leases", "ls", "--quiet"))
 }
 
 // endLeases deletes all leases of containerd, and the content that only they hold.
-func (b *bench) endLeases(t *testing.T) {
+func (b *testbed) endLeases(t *testing.T) {
 	t.Helper()
 	for _, lease := range b.leases(t) {
 		b.Ctr(t, "leases", "rm", "--sync", lease)
@@ -102,7 +102,7 @@ func (b *bench) endLeases(t *testing.T) {
 
 // prepare makes an active snapshot of the image, changes it, and returns the mounts of both, as containerd's differ
 // gets them.
-func (b *bench) prepare(t *testing.T, key string, change func(dir string)) (lower, upper []mount.Mount) {
+func (b *testbed) prepare(t *testing.T, key string, change func(dir string)) (lower, upper []mount.Mount) {
 	t.Helper()
 	snapshots := func(args ...string) string {
 		return b.Ctr(t, append([]string{"snapshots", "--snapshotter", b.snapshotter}, args...)...)
@@ -120,13 +120,13 @@ func (b *bench) prepare(t *testing.T, key string, change func(dir string)) (lowe
 }
 
 // testDiffWithoutALease: a lease of thinsnap holds a layer, whether it is sent at once or in pieces.
-func testDiffWithoutALease(t *testing.T, b *bench) {
+func testDiffWithoutALease(t *testing.T, b *testbed) {
 	for name, bytes := range map[string]int{"small": 3, "in pieces": 3 << 20} {
 		t.Run(name, func(t *testing.T) { testDiffIsKept(t, b, bytes) })
 	}
 }
 
-func testDiffIsKept(t *testing.T, b *bench, bytes int) {
+func testDiffIsKept(t *testing.T, b *testbed, bytes int) {
 	b.endLeases(t)
 	lower, upper := b.prepare(t, "changed", func(dir string) {
 		random := make([]byte, bytes)
@@ -164,7 +164,7 @@ func testDiffIsKept(t *testing.T, b *bench, bytes int) {
 }
 
 // testDiffGivenUp: a caller that gives up leaves no copy, no lease and nothing in the content store.
-func testDiffGivenUp(t *testing.T, b *bench) {
+func testDiffGivenUp(t *testing.T, b *testbed) {
 	lower, upper := b.prepare(t, "large", func(dir string) {
 		random, err := os.ReadFile("/proc/self/exe")
 		require.NoError(t, err)
@@ -199,7 +199,7 @@ func testDiffGivenUp(t *testing.T, b *bench) {
 	b.Ctr(t, "snapshots", "--snapshotter", b.snapshotter, "rm", "large")
 }
 
-func testDiffCommand(t *testing.T, b *bench) {
+func testDiffCommand(t *testing.T, b *testbed) {
 	b.CollectGarbage(t)
 	b.prepare(t, "listed", func(dir string) {
 		require.NoError(t, os.WriteFile(filepath.Join(dir, "data/new"), nil, 0o600))
@@ -222,7 +222,7 @@ func testDiffCommand(t *testing.T, b *bench) {
 
 // testDifferWithoutThinsnap: without thinsnap, containerd's transfer service pulls for other snapshotters, because its
 // configuration names the walking differ. Clients that use the list of differs cannot pull.
-func testDifferWithoutThinsnap(t *testing.T, b *bench) {
+func testDifferWithoutThinsnap(t *testing.T, b *testbed) {
 	b.thinsnap.Stop(t)
 	_, err := b.TryCtr("images", "pull", "--local", "--plain-http", "--snapshotter", "overlayfs", b.images.Busybox)
 	require.ErrorContains(t, err, "thinsnap.sock")

@@ -19,7 +19,7 @@ import (
 
 // docker is a Docker Engine that keeps its images and containers in thinsnap.
 type docker struct {
-	*bench
+	*testbed
 	engine  *harnesstest.Docker
 	version string
 	differ  admin.Differ // at the last check
@@ -36,14 +36,14 @@ func TestDocker(t *testing.T) {
 	d := harnesstest.StartThinsnapWith(t, tools, "docker", harness.Options{VerifyDiffs: true})
 	proxy := d.Proxy()
 	proxy.Differ = "thinsnap-diff"
-	b := &bench{
+	b := &testbed{
 		Containerd:  harnesstest.StartContainerd(t, tools, tools.Releases[0], proxy),
 		snapshotter: harness.ThinsnapName, thinsnap: d, images: images,
 	}
 	for version, root := range map[string]string{"28": tools.Docker, "26": tools.Docker26} {
 		t.Run(version, func(t *testing.T) {
 			harnesstest.Cell(t, "Docker Engine", filepath.Join(root, "usr/sbin/dockerd"))
-			e := &docker{bench: b, version: version, engine: harnesstest.StartDocker(t, root, b.Containerd, b.snapshotter)}
+			e := &docker{testbed: b, version: version, engine: harnesstest.StartDocker(t, root, b.Containerd, b.snapshotter)}
 			e.differ = b.awaitNoCopy(t)
 			t.Run("pull", e.testPull)
 			t.Run("run", e.testRun)

@@ -72,7 +72,7 @@ func TestDocumentsAreWrapped(t *testing.T) {
 	}
 }
 
-// TestDocumentsAreShort keeps the two documents that everyone reads short.
+// TestDocumentsAreShort limits the length of the two documents that everyone reads.
 func TestDocumentsAreShort(t *testing.T) {
 	texts := documents(t)
 	for path, most := range map[string]int{"../README.md": 110, "../CONTRIBUTING.md": 120} {

@@ -19,7 +19,7 @@ const forkLabel = "containerd.io/snapshot/thinsnap/from="
 
 // testFork forks a running container: with a copy of its record, as a snapshot alone, and for a container that a client
 // makes. Each fork has the container's content of that moment, and shares no later change.
-func testFork(t *testing.T, b *bench) {
+func testFork(t *testing.T, b *testbed) {
 	if b.thinsnap == nil {
 		t.Skip("no other snapshotter has forks")
 	}
@@ -53,7 +53,7 @@ func testFork(t *testing.T, b *bench) {
 	b.RemoveImage(t, image)
 }
 
-func testForkAlone(t *testing.T, b *bench) {
+func testForkAlone(t *testing.T, b *testbed) {
 	printed := b.fork(t, b.keyOf(t, "warm"), "alone")
 	require.Contains(t, printed, " snapshots --snapshotter "+b.snapshotter+" rm alone")
 	snapshots := func(args ...string) string {
@@ -68,7 +68,7 @@ func testForkAlone(t *testing.T, b *bench) {
 
 // testForkToken gives the forked disk to a container that ctr makes. nerdctl's own containers are forked this way, not
 // with their record. A token is for one snapshot.
-func testForkToken(t *testing.T, b *bench, image string) {
+func testForkToken(t *testing.T, b *testbed, image string) {
 	source := "warm"
 	if b.Release.Transfer { // once is enough
 		b.Nerdctl(t, b.snapshotter, "run", "--detach", "--name", "theirs", "--net", "none", image, "sh", "-c",
@@ -88,7 +88,7 @@ func testForkToken(t *testing.T, b *bench, image string) {
 }
 
 // testRefusedForks: a refused fork leaves nothing, and the collector removes none of the other forks.
-func testRefusedForks(t *testing.T, b *bench, leases []string) {
+func testRefusedForks(t *testing.T, b *testbed, leases []string) {
 	b.CollectGarbage(t)
 	before := b.Snapshots(t, b.snapshotter)
 	warm := slices.IndexFunc(before, func(s harnesstest.Snapshot) bool { return s.Key == "warm" })
@@ -111,7 +111,7 @@ func testRefusedForks(t *testing.T, b *bench, leases []string) {
 	require.Equal(t, leases, b.leases(t))
 }
 
-func (b *bench) fork(t *testing.T, args ...string) string {
+func (b *testbed) fork(t *testing.T, args ...string) string {
 	t.Helper()
 	printed, err := b.thinsnap.TryRun(b.Env(), append([]string{"fork"}, args...)...)
 	require.NoError(t, err)
@@ -119,12 +119,12 @@ func (b *bench) fork(t *testing.T, args ...string) string {
 }
 
 // write writes a file in a running container, and syncs.
-func (b *bench) write(t *testing.T, id, path, content string) {
+func (b *testbed) write(t *testing.T, id, path, content string) {
 	t.Helper()
 	b.Ctr(t, "tasks", "exec", "--exec-id", "write", id, "sh", "-c", "echo "+content+" > "+path+" && sync")
 }
 
-func (b *bench) read(t *testing.T, id, path string) string {
+func (b *testbed) read(t *testing.T, id, path string) string {
 	t.Helper()
 	return b.Ctr(t, "tasks", "exec", "--exec-id", "read", id, "cat", path)
 }
@@ -140,7 +140,7 @@ type containerRecord struct {
 	}
 }
 
-func (b *bench) record(t *testing.T, id string) containerRecord {
+func (b *testbed) record(t *testing.T, id string) containerRecord {
 	t.Helper()
 	var record containerRecord
 	require.NoError(t, json.Unmarshal([]byte(b.Ctr(t, "containers", "info", id)), &record))
@@ -148,7 +148,7 @@ func (b *bench) record(t *testing.T, id string) containerRecord {
 }
 
 // keyOf returns thinsnap's key of a snapshot.
-func (b *bench) keyOf(t *testing.T, snapshot string) string {
+func (b *testbed) keyOf(t *testing.T, snapshot string) string {
 	t.Helper()
 	var all admin.SnapshotList
 	require.NoError(t, json.Unmarshal([]byte(b.thinsnap.Run(t, "ls", "--json")), &all))

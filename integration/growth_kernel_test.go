@@ -53,7 +53,7 @@ func TestPoolThatGrows(t *testing.T) {
 	require.Equal(t, "rw", pool.State)
 	require.Contains(t, d.Run(t, "pool", "status"), "Thin Pool Autoextend: at 80% by 20%, data up to 512MiB\n")
 
-	// Fill the pool to its limit, and then most of its space.
+	// Fill the pool until it cannot grow, and then until snapshots are refused.
 	for i := range 3 {
 		writeMiB(t, filepath.Join(hog, fmt.Sprint("more-", i)), 50)
 	}

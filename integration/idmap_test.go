@@ -8,7 +8,7 @@ import (
 
 // testOtherOwners: a container in a user namespace gets the image with shifted owners by an idmapped mount, not by a
 // copy.
-func testOtherOwners(t *testing.T, b *bench) {
+func testOtherOwners(t *testing.T, b *testbed) {
 	if !b.Release.RemapIDs {
 		t.Skipf("%s does not ask for ID-mapped mounts", b.Release.Name)
 	}
@@ -23,7 +23,7 @@ func testOtherOwners(t *testing.T, b *bench) {
 }
 
 // forkMapped forks a container in a user namespace. The fork has the same mapping, and the same owners in it.
-func (b *bench) forkMapped(t *testing.T, image string) {
+func (b *testbed) forkMapped(t *testing.T, image string) {
 	t.Helper()
 	if b.thinsnap == nil {
 		return

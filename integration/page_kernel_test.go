@@ -108,7 +108,7 @@ func pageData(t *testing.T, c *assert.CollectT, d *harnesstest.Thinsnap, url str
 	assert.Equal(c, info.Devices, told.Info.Devices)
 	assert.Equal(c, admin.StateReadWrite, info.Pool.State)
 	assert.InDelta(c, info.Pool.Data.Total/5, info.Pool.Data.LowWater, float64(info.Pool.BlockSize), "where the pool grows")
-	assert.InDelta(c, float64(info.Pool.Data.Used+info.Pool.Data.Available)/10, float64(info.Pool.Data.MinFree), 100, "10% unless told otherwise")
+	assert.InDelta(c, float64(info.Pool.Data.Used+info.Pool.Data.Available)/10, float64(info.Pool.Data.MinFree), 100, "10% by default")
 	assert.Positive(c, info.Pool.Metadata.LowWater)
 	assert.EqualValues(c, 1, info.Devices.Trash)
 	assert.EqualValues(c, 1, info.Background.Deferred, "it is in use")

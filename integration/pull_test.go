@@ -13,7 +13,7 @@ import (
 )
 
 // testPull: each client's way to pull unpacks the image, and removing the image removes its snapshots.
-func testPull(t *testing.T, b *bench) {
+func testPull(t *testing.T, b *testbed) {
 	for _, way := range []struct {
 		name string
 		skip bool
@@ -53,19 +53,19 @@ func testPull(t *testing.T, b *bench) {
 
 // transfer has containerd's transfer service pull the small image, and returns its name. The ctr of 1.7 unpacks only
 // the platforms of --platform.
-func (b *bench) transfer(t *testing.T, snapshotter string) string {
+func (b *testbed) transfer(t *testing.T, snapshotter string) string {
 	t.Helper()
 	b.Ctr(t, append(b.transferArgs(snapshotter), b.secure)...)
 	return b.secure
 }
 
-func (b *bench) transferArgs(snapshotter string) []string {
+func (b *testbed) transferArgs(snapshotter string) []string {
 	return []string{"images", "pull", "--local=false", "--platform", "linux/amd64", "--snapshotter", snapshotter}
 }
 
 // testPullBesideTheDiffer: the transfer service unpacks with one differ, and never with thinsnap's. No form of
 // unpack_config gives it a choice of both, whether thinsnap answers or not.
-func testPullBesideTheDiffer(t *testing.T, b *bench) {
+func testPullBesideTheDiffer(t *testing.T, b *testbed) {
 	dmtest.RequireThorough(t)
 	if b.thinsnap == nil || !b.Release.DifferProxies {
 		t.Skipf("%s cannot use thinsnap's differ", b.Release.Name)

@@ -14,7 +14,7 @@ import (
 
 // testRestart: a container keeps running while the daemon is stopped or killed, and can be managed when the daemon runs
 // again.
-func testRestart(t *testing.T, b *bench) {
+func testRestart(t *testing.T, b *testbed) {
 	if b.thinsnap == nil {
 		t.Skip("the stand-in is part of containerd")
 	}

@@ -10,7 +10,7 @@ import (
 )
 
 // testRun: each container of ctr and of nerdctl has a writable root file system of its own.
-func testRun(t *testing.T, b *bench) {
+func testRun(t *testing.T, b *testbed) {
 	image := b.images.Busybox
 	b.Pull(t, b.snapshotter, image)
 	const script = `grep " / " /proc/mounts; cat /written
@@ -28,7 +28,7 @@ echo text > /written && rm /data/numbers && mkdir /new && mv /etc/passwd /new &&
 }
 
 // requireOwners checks the owners that thinsnap reports for the snapshots of the small image and of two containers.
-func requireOwners(t *testing.T, b *bench) {
+func requireOwners(t *testing.T, b *testbed) {
 	t.Helper()
 	image := b.images.Busybox
 	b.Ctr(t, "containers", "create", "--snapshotter", b.snapshotter, image, "made")
@@ -61,7 +61,7 @@ func requireOwners(t *testing.T, b *bench) {
 }
 
 // testCommit: a container's changes become the top layer of an image, and other containers start from it.
-func testCommit(t *testing.T, b *bench) {
+func testCommit(t *testing.T, b *testbed) {
 	nerdctl := func(args ...string) string { return b.Nerdctl(t, b.snapshotter, args...) }
 	image := b.images.Busybox
 	nerdctl("pull", "--quiet", image)

@@ -13,7 +13,7 @@ import (
 // differencesShown limits the output of a failure.
 const differencesShown = 50
 
-func testSameTree(t *testing.T, b *bench) {
+func testSameTree(t *testing.T, b *testbed) {
 	const reference = "overlayfs"
 	start := time.Now()
 	walk := func(snapshotter string) tree.Tree {

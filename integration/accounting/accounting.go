@@ -42,7 +42,7 @@ type Meter struct {
 	begin sample
 }
 
-// Start starts a meter. pids maps names, which [Usage] has too, to process ids. One of them may be the caller's: its
+// Start starts a meter. pids maps the names in [Usage] to process ids. One of them may be the caller's: its
 // usage does not include the meter's work, because processes are read last here, and first in [Meter.Read].
 func Start(pids map[string]int) (*Meter, error) {
 	m := &Meter{pids: pids}

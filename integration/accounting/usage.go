@@ -2,7 +2,7 @@ package accounting
 
 import "time"
 
-// Usage is the usage in some time, or a part of it.
+// Usage is the usage in a time, or one operation's part of that usage.
 type Usage struct {
 	Duration  time.Duration
 	Processes map[string]Cost
@@ -19,7 +19,7 @@ type Usage struct {
 // Cost is the usage of one process, or of all kernel threads together.
 type Cost struct {
 	User, System time.Duration // all time of kernel threads is System
-	// Programs is the CPU time of programs that the process executed.
+	// Programs is the CPU time of executed programs that have ended.
 	Programs time.Duration
 	// Voluntary context switches are waits; involuntary ones give the CPU to another thread.
 	Voluntary, Involuntary float64

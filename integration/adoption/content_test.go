@@ -31,7 +31,7 @@ const (
 const change = `[ -e /kept ] && exec cat /kept; echo kept > /kept && chmod 4711 /kept && ln /kept /linked && mkfifo /fifo &&
 mkdir /owned && chown 7:8 /owned && rm -r /data /odd 2>/dev/null; echo more >> /etc/passwd && sync`
 
-// image returns the image of most content.
+// image returns the name of the main image.
 func (n *node) image() string {
 	if n.small {
 		return n.images.Busybox
@@ -68,8 +68,8 @@ func (n *node) clients(t *testing.T) {
 	t.Helper()
 	dm := harness.DevmapperName
 	n.Nerdctl(t, dm, "run", "--name", stopped, "--net", "none", n.image(), "sh", "-c", change)
-	// nerdctl leaves the task of an ended container, and so its mount, beside which the built-in cannot mount the
-	// volume to compare it.
+	// nerdctl leaves the task of an ended container, and so its mount. Until the mount is gone, the built-in cannot
+	// mount the volume to compare it.
 	n.Ctr(t, "tasks", "rm", n.Nerdctl(t, dm, "inspect", "--format", "{{.ID}}", stopped))
 	n.Nerdctl(t, dm, "commit", "--pause=false", stopped, second)
 	n.Ctr(t, "-n", otherNS, "images", "pull", "--plain-http", "--snapshotter", dm, n.images.Busybox)

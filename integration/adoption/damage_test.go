@@ -29,7 +29,7 @@ const (
 	lostLayer   = "lost"      // the volume of this layer was deleted, too
 	ofLostKey   = "of lost"   // undamaged itself, but a child of that layer
 	noRecordKey = "no record" // the pool's database lacks its device
-	noKeyKey    = "no key"    // metadata.db lacks it; containerd and the pool's database have it
+	noKeyKey    = "no key"    // the built-in's metadata.db lacks it; containerd and the pool's database have it
 	rootViewKey = "root view" // a View without a parent
 
 	lostContainer = "lost-container" // a container of ctr, whose volume was deleted
@@ -68,7 +68,7 @@ func (n *node) damage(t *testing.T) {
 		n.prepare(t, brokenNS, suspendedKey, baseLayer)
 		n.killAt(t, "dmsetup", "resume*", false, func() { _ = n.commit(t, suspendedKey) })
 		n.start(t)
-		// The next snapshot gets the same id, because its record was not stored, but another thin id.
+		// This snapshot's record is not stored, so the next one gets the same id, but another thin id.
 		n.killAt(t, "dmsetup", "message*create_snap*", true, func() { _ = n.tryPrepare(t, halfKey, baseLayer) })
 		n.start(t)
 	}
@@ -94,7 +94,7 @@ func (n *node) damage(t *testing.T) {
 	n.findForeign(t)
 }
 
-// undamaged returns the undamaged active snapshots whose device has a state of damage.
+// undamaged returns the active snapshots in state Suspending or Faulty that have all content.
 func (n *node) undamaged() []string {
 	if n.small {
 		return []string{stateKey}
@@ -282,7 +282,7 @@ func (n *node) loseVolume(t *testing.T, name string) {
 	command(t, "dmsetup", "message", n.pool.Name(), "0", fmt.Sprintf("delete %d", d.ID))
 }
 
-// loseKey removes a snapshot in the namespace "broken" from metadata.db alone.
+// loseKey removes a snapshot in the namespace "broken" from the built-in's metadata.db alone.
 func (n *node) loseKey(t *testing.T, name string) {
 	t.Helper()
 	edit(t, n.metadataDatabase(), func(tx *bolt.Tx) error {

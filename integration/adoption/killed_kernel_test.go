@@ -47,7 +47,7 @@ func TestKilled(t *testing.T) {
 				n.adopt(t)
 				n.requireAdopted(t, before)
 				n.undo(t)
-			} else if _, err := n.adopts("--undo"); err != nil {
+			} else if _, err := n.runAdopt("--undo"); err != nil {
 				require.ErrorContains(t, err, errdefs.ErrNotFound.Error(), "nothing was begun")
 			}
 			n.configure(t, old)
@@ -63,7 +63,7 @@ func TestKilled(t *testing.T) {
 			n.killedAt(t, failpoint, "--undo")
 			n.configure(t, old)
 			n.tryOther(t, old, adopted)
-			_, err := n.adopts("--undo")
+			_, err := n.runAdopt("--undo")
 			if err != nil {
 				require.ErrorContains(t, err, errdefs.ErrNotFound.Error(), "all was done")
 			}
@@ -139,7 +139,7 @@ func (n *node) killedAt(t *testing.T, failpoint string, args ...string) {
 }
 
 // tryOther has containerd pull an image for another snapshotter, and collect garbage. While a database of the built-in
-// is out of its reach, containerd 2.x does not work with the old configuration.
+// is renamed, containerd 2.x does not work with the old configuration.
 func (n *node) tryOther(t *testing.T, old, adopted []byte) {
 	t.Helper()
 	if _, err := os.Stat(n.poolDatabase() + ".adopted"); err == nil {

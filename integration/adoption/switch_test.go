@@ -56,7 +56,7 @@ func (n *node) newThinsnap(t *testing.T) {
 	})
 }
 
-func (n *node) adopts(args ...string) (string, error) {
+func (n *node) runAdopt(args ...string) (string, error) {
 	return n.thinsnap.TryRun(nil, append([]string{"adopt", "devmapper", "--containerd-config", n.Config()}, args...)...)
 }
 
@@ -65,7 +65,7 @@ func (n *node) plan(t *testing.T, args ...string) (r report, err error) {
 	t.Helper()
 	before := n.state(t)
 	start := time.Now()
-	out, err := n.adopts(append(args, "--json")...)
+	out, err := n.runAdopt(append(args, "--json")...)
 	t.Logf("%5.1f s  plan of the adoption", time.Since(start).Seconds())
 	require.NoError(t, json.Unmarshal([]byte(out), &r), "%v\n%s", err, out)
 	require.Equal(t, before, n.state(t), "a plan changes nothing")
@@ -92,7 +92,7 @@ func (n *node) state(t *testing.T) []string {
 func (n *node) adopt(t *testing.T, args ...string) {
 	t.Helper()
 	start := time.Now()
-	out, err := n.adopts(append(args, "--yes", "--json")...)
+	out, err := n.runAdopt(append(args, "--yes", "--json")...)
 	require.NoError(t, err)
 	t.Logf("%5.1f s  adoption", time.Since(start).Seconds())
 	n.patchPrinted(t, out)
@@ -103,7 +103,7 @@ func (n *node) configurations(t *testing.T) (old, adopted []byte) {
 	t.Helper()
 	old, err := os.ReadFile(n.Config())
 	require.NoError(t, err)
-	out, err := n.adopts("--json")
+	out, err := n.runAdopt("--json")
 	require.NoError(t, err)
 	n.patchPrinted(t, out)
 	adopted, err = os.ReadFile(n.Config())

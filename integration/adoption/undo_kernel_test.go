@@ -54,7 +54,7 @@ type reference struct {
 // undo goes back to the built-in, and changes containerd's configuration as printed.
 func (n *node) undo(t *testing.T) {
 	t.Helper()
-	out, err := n.adopts("--undo")
+	out, err := n.runAdopt("--undo")
 	require.NoError(t, err)
 	_, patch, found := strings.Cut(out, "(- is the old line, + the new one):\n")
 	require.True(t, found, out)
@@ -132,7 +132,7 @@ func (n *node) undoAfterNew(t *testing.T, want reference) {
 	})
 	n.stop(t)
 	n.thinsnap.Stop(t)
-	_, err := n.adopts("--undo")
+	_, err := n.runAdopt("--undo")
 	require.ErrorContains(t, err, "new")
 	n.startAdopted(t)
 	n.must(t, otherNS, harness.ThinsnapName, func(c client) error {
@@ -154,7 +154,7 @@ func (n *node) undoAfterRemoval(t *testing.T, _ reference) {
 	n.must(t, otherNS, harness.ThinsnapName, client.collect)
 	n.stop(t)
 	n.thinsnap.Stop(t)
-	_, err := n.adopts("--undo")
+	_, err := n.runAdopt("--undo")
 	require.ErrorContains(t, err, activeKey)
 	n.startAdopted(t)
 	n.removeAll(t, harness.ThinsnapName)

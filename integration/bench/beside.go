@@ -10,7 +10,7 @@ import (
 )
 
 // WriteBeside writes the rows that two reports have in common, such as those of two kernels, as text: for each report
-// the floor, overlayfs, thinsnap, and their quotient. Quotients can be compared between machines.
+// the floor, both forms of overlayfs, thinsnap, and its quotients to them. Quotients can be compared between machines.
 func (r *Report) WriteBeside(out io.Writer, other *Report) error {
 	peers := []string{Overlayfs, OverlayProxy}
 	shown := []string{Floor, Overlayfs, OverlayProxy, Thinsnap}

@@ -11,8 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// rounds is the number of repetitions of a single operation for quick snapshotters, pausedRounds the number after a
-// pause.
+// rounds is the number of repetitions of an operation for quick snapshotters, pausedRounds if it follows a pause.
 const rounds, pausedRounds = 20, 8
 
 func benchFirst(s *suite) {

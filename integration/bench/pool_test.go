@@ -129,11 +129,11 @@ func benchCosts(s *suite) {
 				if err := t.Remove(s.ctx, removed); err != nil {
 					return err
 				}
-				return s.drained()
+				return s.awaitDrained()
 			}},
 		} {
 			time.Sleep(commitTime)
-			trace.Settle(s.b, t.pid)
+			trace.AwaitIdle(s.b, t.pid)
 			before, err := t.pool.written()
 			require.NoError(s.b, err)
 			cost := trace.Count(s.b, t.pid, operation.run, database)

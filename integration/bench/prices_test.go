@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// benchPrices measures the kernel's most frequent services, without which the CPU times of two kernels cannot be
-// compared: a system call of a user-mode kernel takes a hundred times as long.
+// benchPrices measures the kernel's most frequent services, to compare the CPU times of two kernels: a system call of a
+// user-mode kernel takes a hundred times as long.
 func benchPrices(s *suite) {
 	for range 5 {
 		s.price("a system call", 5000, func(n int) {

@@ -81,12 +81,12 @@ type suite struct {
 	admin      *admin.Client // of thinsnap; nil if it has no part
 	floor      map[string][]float64
 
-	keys atomic.Int64
-	made []made
+	keys     atomic.Int64
+	removals []removal
 }
 
-// made is a snapshot to be removed at the end of its case.
-type made struct {
+// removal of a snapshot is due at the end of its case.
+type removal struct {
 	t   *target
 	key string
 }
@@ -238,12 +238,12 @@ func (s *suite) begin(b *testing.B, group string, proxied bool) {
 
 // end removes the snapshots of the case, also of a failed one.
 func (s *suite) end() {
-	for _, m := range slices.Backward(s.made) {
+	for _, m := range slices.Backward(s.removals) {
 		if err := m.t.Remove(s.ctx, m.key); err != nil && !errdefs.IsNotFound(err) {
 			s.b.Errorf("clean up: %v", err)
 		}
 	}
-	s.made = nil
+	s.removals = nil
 	s.drain()
 }
 
@@ -280,7 +280,7 @@ func (s *suite) scaled(from, to int) string {
 	if from == to {
 		return ""
 	}
-	s.report.Note("* scaled up from %d instead of %d", from, to)
+	s.report.Note("* measured with %d and scaled up to %d", from, to)
 	return "*"
 }
 
@@ -288,7 +288,7 @@ func (s *suite) key() string { return fmt.Sprintf("bench-%d", s.keys.Add(1)) }
 
 // later has a snapshot removed at the end of its case.
 func (s *suite) later(t *target, key string) string {
-	s.made = append(s.made, made{t, key})
+	s.removals = append(s.removals, removal{t, key})
 	return key
 }
 
@@ -320,9 +320,9 @@ func (s *suite) collect() error {
 }
 
 // drain waits until the snapshotters have deleted all removed snapshots.
-func (s *suite) drain() { require.NoError(s.b, s.drained()) }
+func (s *suite) drain() { require.NoError(s.b, s.awaitDrained()) }
 
-func (s *suite) drained() error {
+func (s *suite) awaitDrained() error {
 	if err := s.collect(); err != nil || s.admin == nil {
 		return err
 	}

@@ -111,16 +111,16 @@ func (s *suite) drainedAfter(run func(t *target, keys []string) error) func(t *t
 		if err := run(t, keys); err != nil {
 			return err
 		}
-		return s.drained()
+		return s.awaitDrained()
 	}
 }
 
-// benchUsage measures each operation's costs in the client, containerd, thinsnap and the kernel threads.
+// benchUsage measures each operation's costs in the client, containerd, a proxy and the kernel threads.
 func benchUsage(s *suite) {
 	s.unpackParents()
-	s.report.Note("CPU and context switches are averages of many operations, with their background work. The idle usage of these " +
-		"processes is subtracted; the case has it for a second. The kernel's work in a system call is in the process's system " +
-		"time. The whole machine includes interrupts, the registry and the meter.")
+	s.report.Note("CPU and context switches are averages of many operations, with their background work. The usage of an " +
+		"idle second is a case of its own, and is subtracted from the others. The kernel's work in a system call is in the " +
+		"process's system time. The whole machine includes interrupts, the registry and the meter.")
 	if s.userMode {
 		s.report.Note("A user-mode kernel counts CPU time by a timer of 10 ms, all of it as user time, and counts the time that the " +
 			"machine's other programs use, too.")
@@ -141,13 +141,13 @@ func benchUsage(s *suite) {
 			n := t.times(usageTimes, slowUsageTimes)
 			keys := op.ready(t, n)
 			s.drain()
-			trace.Settle(s.b, t.pid)
+			trace.AwaitIdle(s.b, t.pid)
 			var took time.Duration
 			used := s.meter(t, func() error {
 				start := time.Now()
 				err := op.run(t, keys)
 				took = time.Since(start)
-				trace.Settle(s.b, t.pid)
+				trace.AwaitIdle(s.b, t.pid)
 				return err
 			})
 			s.report.AddUsage("usage, "+op.name, t.name, took/time.Duration(n), used.Less(idle[t]).Per(n))
@@ -165,7 +165,7 @@ func benchUsage(s *suite) {
 			start := time.Now()
 			err := s.pull(s.ctx, image, t.name)
 			took = time.Since(start)
-			trace.Settle(s.b, t.pid)
+			trace.AwaitIdle(s.b, t.pid)
 			return err
 		})
 		s.report.AddUsage("usage, pull of 16 layers", t.name, took, used.Less(idle[t]))
@@ -173,10 +173,10 @@ func benchUsage(s *suite) {
 	s.forget(image)
 }
 
-// idle measures the usage without requests, and returns the quietest of several times: an idle machine has no garbage
-// collection in a process.
+// idle measures the usage without requests, and returns the quietest of several times, to leave out garbage
+// collections.
 func (s *suite) idle(t *target) (quietest accounting.Usage) {
-	trace.Settle(s.b, t.pid)
+	trace.AwaitIdle(s.b, t.pid)
 	for i := range idleTimes {
 		used := s.meter(t, func() error { time.Sleep(idleTime); return nil })
 		if i == 0 || used.CPU() < quietest.CPU() {
@@ -213,7 +213,7 @@ func benchCalls(s *suite) {
 			n := t.times(callTimes, slowCallTimes)
 			keys := op.ready(t, n)
 			s.drain()
-			trace.Settle(s.b, t.pid)
+			trace.AwaitIdle(s.b, t.pid)
 			run := func() error { return op.run(t, keys) }
 			own := func() error {
 				if t.pid == s.containerd.PID() {

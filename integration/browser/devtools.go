@@ -17,7 +17,7 @@ import (
 )
 
 // devtools is a connection to one page: numbered calls with their answers, and events in between. It is not chromedp,
-// which would add more code to go.mod than it saves here, and whose API still changes.
+// whose dependencies have more code than it saves here, and whose API still changes.
 type devtools struct {
 	conn *websocket.Conn
 

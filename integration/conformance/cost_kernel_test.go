@@ -62,13 +62,13 @@ func TestCostsOfGrowing(t *testing.T) {
 	_, err := sn.Prepare(ctx, "first", "")
 	require.NoError(t, err)
 	require.NoError(t, sn.Commit(ctx, "layer", "first"))
-	trace.Settle(t, daemon.PID())
+	trace.AwaitIdle(t, daemon.PID())
 	got, watched := count(t, daemon, func() error { _, err := sn.Prepare(ctx, "a", "layer"); return err })
 	t.Logf("Prepare: %v, %d looks at most", got, watched)
 	require.LessOrEqual(t, got.Ioctls, 6+2*watched)
 	require.Equal(t, trace.Cost{Syncs: 2, Transactions: 1, Ioctls: got.Ioctls, Looks: got.Looks, Calls: got.Calls}, got)
 	// Devices of earlier tests that are being removed raise events, too.
-	trace.Settle(t, daemon.PID())
+	trace.AwaitIdle(t, daemon.PID())
 	got, watched = count(t, daemon, func() error { time.Sleep(3 * time.Second); return nil })
 	t.Logf("nothing: %v", got)
 	require.LessOrEqual(t, got.Ioctls-2*got.Looks, watched)
@@ -86,7 +86,7 @@ func costs(t *testing.T, daemon *harnesstest.Thinsnap, steps []step) {
 	t.Helper()
 	for _, step := range steps {
 		t.Run(step.name, func(t *testing.T) {
-			trace.Settle(t, daemon.PID())
+			trace.AwaitIdle(t, daemon.PID())
 			got, watched := count(t, daemon, step.op)
 			t.Logf("%s: %v, %d of the watch at most", step.name, got, watched)
 			require.Zero(t, got.Programs)
@@ -98,8 +98,8 @@ func costs(t *testing.T, daemon *harnesstest.Thinsnap, steps []step) {
 	}
 }
 
-// count also returns the maximum number of ioctls of the watch among them. A pool as small as these fills in seconds,
-// so thinsnap reads its status once a second, to know the time when it was full.
+// count returns the cost, and how many of its ioctls the watch can have called. A pool as small as these fills in
+// seconds, so thinsnap reads its status once a second, to know the time when it was full.
 func count(t *testing.T, daemon *harnesstest.Thinsnap, op func() error) (got trace.Cost, watched int) {
 	t.Helper()
 	began := time.Now()

@@ -23,7 +23,7 @@ func main() {
 		fmt.Fprintln(os.Stderr, "usage: demo IMAGES, the directory that integration/image/build.sh prints")
 		os.Exit(2)
 	}
-	signal.Notify(make(chan os.Signal, 1), os.Interrupt) // ends show.sh; the others are stopped in order
+	signal.Notify(make(chan os.Signal, 1), os.Interrupt) // an interrupt ends only show.sh; then run stops the rest
 	if err := run(os.Args[1]); err != nil {
 		fmt.Fprintln(os.Stderr, "demo:", err)
 		os.Exit(1)

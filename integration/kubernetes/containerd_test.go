@@ -17,7 +17,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// runtimes maps the runtimes in docs/kubernetes with snapshots of thinsnap to their shims.
+// runtimes maps the runtimes in docs/kubernetes whose snapshotter is thinsnap to their shims.
 var runtimes = map[string]string{
 	"thinsnap":         "io.containerd.runc.v2",
 	"thinsnap-kata":    "io.containerd.kata.v2",

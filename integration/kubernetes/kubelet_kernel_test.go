@@ -205,8 +205,7 @@ func (k *kubelet) failures(t *testing.T) (lines []string) {
 
 var failure = regexp.MustCompile(`"(RunPodSandbox|CreateContainer|StartContainer).* failed"|Failed to create sandbox`)
 
-// requireKubelet skips tests that only `make kubelet` runs, which builds a kubelet: it checks images only every five
-// minutes.
+// requireKubelet skips the test unless `make kubelet` runs it.
 func requireKubelet(t *testing.T) {
 	t.Helper()
 	if os.Getenv("THINSNAP_KUBELET") == "" {

@@ -23,8 +23,9 @@ type node struct {
 	thinsnap *harnesstest.Thinsnap
 }
 
-// TestMachine boots a machine from a container's snapshot, which writes and is killed. While it runs, its snapshot is
-// forked, and committed to an image. Machines boot from both, and from the snapshot itself, which has all synced data.
+// TestMachine boots a machine from a container's snapshot. The machine writes, and is killed. While it runs, its
+// snapshot is forked, and committed to an image. Machines boot from both, and from the snapshot itself, which has all
+// synced data.
 func TestMachine(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.RequireThorough(t)

@@ -96,13 +96,13 @@ func run(t testing.TB, pid int, op func() error, options ...string) {
 	require.NoError(t, cmd.Start())
 	require.Eventually(t, func() bool { return attached(t, pid) }, time.Minute, 10*time.Millisecond)
 	require.NoError(t, op())
-	Settle(t, pid)
+	AwaitIdle(t, pid)
 	require.NoError(t, cmd.Process.Signal(syscall.SIGINT))
 	_ = cmd.Wait() // ended by the signal
 }
 
-// Settle waits until a process has been idle for a while.
-func Settle(t testing.TB, pid int) {
+// AwaitIdle waits until a process has been idle for a while.
+func AwaitIdle(t testing.TB, pid int) {
 	t.Helper()
 	ticks := func() string {
 		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))

@@ -24,12 +24,12 @@ func build(t *testing.T) string {
 	require.NoError(t, os.WriteFile(at("sparse"), nil, 0o600))
 	require.NoError(t, os.Truncate(at("sparse"), 1<<20))
 	require.NoError(t, unix.Mkfifo(at("fifo"), 0o600))
-	settle(t, root)
+	setTimes(t, root)
 	return root
 }
 
-// settle sets all times to fixed values.
-func settle(t *testing.T, root string) {
+// setTimes sets all times to a fixed value.
+func setTimes(t *testing.T, root string) {
 	t.Helper()
 	times := []unix.Timespec{{Sec: 1700000000}, {Sec: 1700000000}}
 	require.NoError(t, filepath.WalkDir(root, func(path string, _ os.DirEntry, err error) error {
@@ -53,11 +53,10 @@ func TestCompareFindsNothingInEqualTrees(t *testing.T) {
 
 func TestCompareFindsEachKindOfDifference(t *testing.T) {
 	for _, test := range []struct {
-		name   string
-		change func(at func(string) string) error
-		want   []string
-		keep   bool // the change is one of times
-		root   bool // the change needs root
+		name                 string
+		change               func(at func(string) string) error
+		want                 []string
+		keepTimes, needsRoot bool
 	}{
 		{name: "missing", want: []string{`"other" is missing`},
 			change: func(at func(string) string) error { return os.Remove(at("other")) }},
@@ -76,15 +75,15 @@ func TestCompareFindsEachKindOfDifference(t *testing.T) {
 			change: func(at func(string) string) error { return os.Chmod(at("other"), 0o644|os.ModeSetuid) }},
 		{name: "mode of the root", want: []string{`".": mode 040700, not`},
 			change: func(at func(string) string) error { return os.Chmod(at("."), 0o700) }},
-		{name: "uid", root: true, want: []string{`"symlink": uid 5, not 0`},
+		{name: "uid", needsRoot: true, want: []string{`"symlink": uid 5, not 0`},
 			change: func(at func(string) string) error { return os.Lchown(at("symlink"), 5, -1) }},
-		{name: "gid", root: true, want: []string{`"dir": gid 6, not 0`},
+		{name: "gid", needsRoot: true, want: []string{`"dir": gid 6, not 0`},
 			change: func(at func(string) string) error { return os.Lchown(at("dir"), -1, 6) }},
 		{name: "content", want: []string{`"other": content`},
 			change: func(at func(string) string) error { return os.WriteFile(at("other"), []byte("CONTENT"), 0) }},
 		{name: "size", want: []string{`"other": size 8, not 7`, `"other": content`},
 			change: func(at func(string) string) error { return os.WriteFile(at("other"), []byte("contents"), 0) }},
-		{name: "time", keep: true, want: []string{`"other": modified 2023-11-14T22:13:20.000000001Z, not 2023-11-14T22:13:20Z`},
+		{name: "time", keepTimes: true, want: []string{`"other": modified 2023-11-14T22:13:20.000000001Z, not 2023-11-14T22:13:20Z`},
 			change: func(at func(string) string) error {
 				when := time.Unix(1700000000, 1)
 				return os.Chtimes(at("other"), when, when)
@@ -116,7 +115,7 @@ func TestCompareFindsEachKindOfDifference(t *testing.T) {
 			change: func(at func(string) string) error { return unix.Lsetxattr(at("other"), "user.new", []byte("value"), 0) }},
 		{name: "empty attribute of a directory", want: []string{`"dir": attribute user.new "", not absent`},
 			change: func(at func(string) string) error { return unix.Lsetxattr(at("dir"), "user.new", nil, 0) }},
-		{name: "device", root: true, want: []string{`"fifo": mode 020600, not 010600`, `"fifo": device 0x103, not 0x0`},
+		{name: "device", needsRoot: true, want: []string{`"fifo": mode 020600, not 010600`, `"fifo": device 0x103, not 0x0`},
 			change: func(at func(string) string) error {
 				if err := os.Remove(at("fifo")); err != nil {
 					return err
@@ -125,15 +124,15 @@ func TestCompareFindsEachKindOfDifference(t *testing.T) {
 			}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			if test.root && os.Geteuid() != 0 {
+			if test.needsRoot && os.Geteuid() != 0 {
 				t.Skip("needs root")
 			}
 			a, err := Walk(build(t))
 			require.NoError(t, err)
 			root := build(t)
 			require.NoError(t, test.change(func(name string) string { return filepath.Join(root, name) }))
-			if !test.keep {
-				settle(t, root)
+			if !test.keepTimes {
+				setTimes(t, root)
 			}
 			b, err := Walk(root)
 			require.NoError(t, err)

@@ -1,5 +1,5 @@
-// Package httpserver is the HTTP server of all of thinsnap's listeners. It limits the size of
-// requests and the time that a client can hold a connection, and refuses requests from web pages.
+// Package httpserver is thinsnap's only HTTP server. It limits the size of requests and the time
+// that a client can hold a connection, and refuses requests from web pages.
 package httpserver
 
 import (

@@ -28,7 +28,7 @@ func New(name string, section int, about string) *Page {
 // Section begins a section. By custom its title is in capitals.
 func (p *Page) Section(title string) { p.heading(".SH", title) }
 
-// Part begins a part of a section.
+// Part begins a subsection.
 func (p *Page) Part(title string) { p.heading(".SS", title) }
 
 // Paragraph writes a paragraph. It does not escape the roff, which comes from [Escape], [Bold] and

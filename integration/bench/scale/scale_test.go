@@ -24,11 +24,11 @@ import (
 )
 
 const (
-	// starts is the number of starts with the store in the page cache, and again without.
+	// starts is the number of starts with the store in the page cache, and of those without.
 	starts = 5
 	// mixed is the number of operations before the second measurement of memory.
 	mixed = 1000
-	// Latencies are measured in short rounds that alternate between the sizes, so that other load affects all of them.
+	// Latencies are measured in short rounds that alternate between the daemons, so that other load affects all of them.
 	rounds, perRound = 20, 50
 	// Throughput is measured in rounds, too.
 	commitRounds = 3
@@ -43,7 +43,7 @@ var load = []struct{ workers, operations int }{{1, 300}, {8, 1200}, {64, 3200}}
 type subject struct {
 	*daemon
 	result
-	made      atomic.Int64 // number of keys used so far
+	newKeys   atomic.Int64 // used so far
 	latencies map[string][]time.Duration
 }
 
@@ -163,7 +163,7 @@ func (s *subject) mixture(b *testing.B) int {
 }
 
 func (s *subject) newKey() string {
-	return fmt.Sprintf("default/%d/new", s.Snapshots+int(s.made.Add(1)))
+	return fmt.Sprintf("default/%d/new", s.Snapshots+int(s.newKeys.Add(1)))
 }
 
 // prepare makes a container's snapshot of one of the images.
