@@ -18,8 +18,8 @@ import (
 // enough: its volume may be lost too, or come from a base volume that was removed.
 const maxLayers = 8
 
-// verifyBases tries base volumes until one is in the pool, the configured one first, and verifies that. It
-// returns the lost ones that it tried, provided that another volume proves the pool's identity: a base
+// verifyBases verifies the first base volume that is in the pool, beginning with the configured one. It
+// returns the lost ones before that, provided that another volume proves the pool's identity: a base
 // volume, a snapshot of one, or an adopted volume.
 func (s *Snapshotter) verifyBases(
 	ctx context.Context, proved bool, verify verifyFunc,
@@ -98,7 +98,7 @@ func (s *Snapshotter) listBases(ctx context.Context) (bases []metadata.BaseRecor
 func (s *Snapshotter) renewBases(ctx context.Context, lost []metadata.BaseRecord) error {
 	for _, b := range lost {
 		log.G(ctx).WithField("volume", b.VolumeID).WithField("filesystem", b.Filesystem).WithField("bytes", b.Size).
-			Warn("a base volume is not in the pool; no snapshot needs it")
+			Warn("a base volume is not in the pool; only Views without a parent need it")
 	}
 	bases, err := s.listBases(ctx)
 	if err != nil {

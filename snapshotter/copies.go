@@ -123,7 +123,7 @@ func (s *Snapshotter) deleteCopy(ctx context.Context, id thin.ID) {
 // discardLeftover discards a volume without an owner if it may have blocks of its own: a frozen copy, or a
 // leftover that only thinsnap can have written to. Unless the volume is in use, a failure does not prevent
 // its deletion.
-func (s *Snapshotter) discardLeftover(ctx context.Context, id thin.ID, found presence) (err error) {
+func (s *Snapshotter) discardLeftover(ctx context.Context, id thin.ID, found leftoverKind) (err error) {
 	switch {
 	case found == volumeOfThinsnap:
 		err = s.discardWritten(ctx, id)

@@ -13,7 +13,7 @@ import (
 // the page fail.
 func TestStartWithADamagedRecord(t *testing.T) {
 	b := newBench(t, fakeConfig())
-	b.replaced = true // the records cannot be compared with the pool
+	b.mismatched = true
 	b.layer(t, "one", "", "content")
 	for i := range 40 {
 		b.prepare(t, fmt.Sprint("container-", i), "one")

@@ -39,10 +39,10 @@ func (s *Snapshotter) explain(err error) error {
 	return Classify(err)
 }
 
-// class is an error class of containerd, with its causes and their remedy.
+// class is an error class of containerd, with its causes and a hint.
 type class struct {
 	class  error
-	remedy string // may be empty
+	hint   string // may be empty
 	causes []error
 }
 
@@ -81,7 +81,7 @@ func classes() []class {
 	}
 }
 
-// Classify adds one of containerd's error classes, and a remedy if one is known, to an error of the kernel,
+// Classify adds one of containerd's error classes, and a hint if one is known, to an error of the kernel,
 // a program or a disk. It returns an error that already has a class unchanged.
 func Classify(err error) error {
 	if err == nil || hasClass(err) {
@@ -91,10 +91,10 @@ func Classify(err error) error {
 		if !isOneOf(err, c.causes...) {
 			continue
 		}
-		if c.remedy == "" {
+		if c.hint == "" {
 			return fmt.Errorf("%w: %w", err, c.class)
 		}
-		return fmt.Errorf("%w: %s: %w", err, c.remedy, c.class)
+		return fmt.Errorf("%w: %s: %w", err, c.hint, c.class)
 	}
 	if program := (interface{ ExitCode() int })(nil); errors.As(err, &program) {
 		return fmt.Errorf("%w: the program failed (see dmesg, and filesystem.mkfs_options): %w", err,

@@ -24,8 +24,8 @@ type bench struct {
 	store  *metadata.Store
 	path   string
 	config snapshotter.Config
-	// replaced is true if the pool was replaced: it cannot match the store.
-	replaced bool
+	// mismatched is true if the store cannot match the pool.
+	mismatched bool
 }
 
 func fakeConfig() snapshotter.Config {
@@ -43,7 +43,7 @@ func newBench(t testing.TB, config snapshotter.Config) *bench {
 	require.NoError(t, b.start(t))
 	t.Cleanup(func() {
 		require.NoError(t, b.Close())
-		if !b.replaced {
+		if !b.mismatched {
 			b.check(t)
 		}
 	})

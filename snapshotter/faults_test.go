@@ -125,7 +125,7 @@ func TestPoolThatLostItsContentIsRefused(t *testing.T) {
 	b.layer(t, "layer", "", "content")
 	require.NoError(t, b.Close())
 	b.pool.Replace()
-	b.replaced = true
+	b.mismatched = true
 	b.openStore(t)
 	require.ErrorIs(t, b.start(t), errdefs.ErrFailedPrecondition)
 	require.NoError(t, b.store.Close())

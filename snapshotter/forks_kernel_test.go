@@ -21,7 +21,7 @@ import (
 
 const (
 	recordBytes = 4096
-	// recordSlots is the number of records of a log before the first one is overwritten.
+	// recordSlots is the number of records in the files before the first one is overwritten.
 	recordSlots = 64
 )
 

@@ -63,8 +63,8 @@ func (s *Snapshotter) verifyIdentity(ctx context.Context) (lost []metadata.BaseR
 	return lost, nil
 }
 
-// verifyAdopted verifies up to MostVerified adopted volumes. It returns their number, and the volumes that
-// the pool lacks.
+// verifyAdopted verifies up to MostVerified adopted volumes. It returns how many it verified, and the
+// volumes that it found missing.
 func verifyAdopted(
 	ctx context.Context, adopted []metadata.Witness, verify verifyFunc,
 ) (verified int, missing []uint32, err error) {

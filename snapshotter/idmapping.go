@@ -45,7 +45,7 @@ type mappedIDs struct{ first, end uint64 }
 func checkIDRanges(mapping string) error {
 	lines := strings.Split(mapping, ",")
 	if len(lines) > maxIDRanges {
-		return fmt.Errorf("it has %d ranges, and the kernel takes %d", len(lines), maxIDRanges)
+		return fmt.Errorf("it has %d ranges, and the kernel takes at most %d", len(lines), maxIDRanges)
 	}
 	var inside, outside []mappedIDs
 	for _, line := range lines {

@@ -18,19 +18,19 @@ import (
 	"github.com/thinsnap/thinsnap/snapshotter"
 )
 
-// between is a pool that calls the function in its field then after each call to the kernel about one
-// volume, with the number of that call. Calls about mounted file systems do not count.
+// between is a pool that calls onCall after each call to the kernel about one volume, with the number of
+// that call. Calls about mounted file systems do not count.
 type between struct {
 	snapshotter.Pool
 	volume thin.ID
 	calls  int
-	then   func(call int)
+	onCall func(call int)
 }
 
 func (p *between) did(id thin.ID) {
-	if id == p.volume && p.then != nil {
+	if id == p.volume && p.onCall != nil {
 		p.calls++
-		p.then(p.calls)
+		p.onCall(p.calls)
 	}
 }
 
@@ -69,7 +69,7 @@ func newHostBetween(t *testing.T, config snapshotter.Config) (context.Context, *
 	return ctx, h, p
 }
 
-// TestKernelMountDuringCommit: a client mounts after any call of a Commit to the kernel and writes. It
+// TestKernelMountDuringCommit: after any call of a Commit to the kernel, a client mounts and writes. It
 // unmounts after the same call or after the last one; with dmtest.Thorough, after any later one. After the
 // clean unmount nothing is lost: the Commit succeeds, or is Unavailable and succeeds when repeated.
 func TestKernelMountDuringCommit(t *testing.T) {
@@ -96,7 +96,7 @@ func TestKernelMountDuringCommit(t *testing.T) {
 							}
 						}
 						p.volume, p.calls = h.volumeOf(t, key), 0
-						p.then = func(call int) {
+						p.onCall = func(call int) {
 							if call == from && mount.All(mounts, at) == nil {
 								isMounted = true
 								write(t, at, "second", "second")
@@ -106,7 +106,7 @@ func TestKernelMountDuringCommit(t *testing.T) {
 							}
 						}
 						err = h.Commit(ctx, layer, key)
-						p.then = nil
+						p.onCall = nil
 						unmount()
 						outcomes[fmt.Sprint(errdefs.Resolve(err))]++
 						if err != nil {
@@ -136,14 +136,14 @@ func TestKernelUnpackMountedDuringCommit(t *testing.T) {
 		require.NoError(t, err)
 		at := t.TempDir()
 		p.volume, p.calls = h.volumeOf(t, key), 0
-		p.then = func(now int) {
+		p.onCall = func(now int) {
 			if now == call && mount.All(mounts, at) == nil {
 				write(t, at, "file", "content")
 			}
 		}
 		volumes := h.volumes(t)
 		err = h.Commit(ctx, layer, key)
-		p.then = nil
+		p.onCall = nil
 		if err == nil { // the device has refused the mount
 			require.NoFileExists(t, at+"/file")
 			continue
@@ -171,7 +171,7 @@ func TestKernelUnpackThatCrashedDuringCommit(t *testing.T) {
 	mounts, err := h.Prepare(ctx, unpackKey, "")
 	require.NoError(t, err)
 	p.volume = h.volumeOf(t, unpackKey)
-	p.then = func(call int) {
+	p.onCall = func(call int) {
 		if call != 1 {
 			return
 		}
@@ -188,7 +188,7 @@ func TestKernelUnpackThatCrashedDuringCommit(t *testing.T) {
 		require.NoError(t, dev.Close())
 	}
 	requireFault(t, h.Commit(ctx, "layer", unpackKey), errdefs.ErrDataLoss, unpackKey, "not unmounted cleanly")
-	p.then = nil
+	p.onCall = nil
 	requireFault(t, h.Commit(ctx, "layer", unpackKey), errdefs.ErrDataLoss, unpackKey, "pull or build it again")
 	mounted(t, mounts, func(dir string) { write(t, dir, "file", "again") })
 	requireFault(t, h.Commit(ctx, "layer", unpackKey), errdefs.ErrDataLoss, unpackKey, "pull or build it again")

@@ -24,14 +24,14 @@ type leftovers struct {
 
 	mu     sync.Mutex
 	leases []metadata.LeaseRecord // not read yet
-	ids    map[thin.ID]presence
+	ids    map[thin.ID]leftoverKind
 }
 
-type presence int
+type leftoverKind int
 
 const (
-	// volumeOfThisRun is a volume of this run: the kernel knows whether it exists.
-	volumeOfThisRun presence = iota
+	// volumeOfThisRun is an id of this run: only the kernel knows whether it has a volume.
+	volumeOfThisRun leftoverKind = iota
 	volumeAbsent
 	// volumeOfClient is a volume that a client may have written to: the store may be older than the pool.
 	volumeOfClient
@@ -56,9 +56,9 @@ func (l *leftovers) noteDeleted(id thin.ID) {
 	}
 }
 
-// presence returns the kind of the volume with an id. The first call for an id of an earlier run's lease
+// kindOf returns the kind of the volume with an id. The first call for an id of an earlier run's lease
 // reads all leases; calls for other ids do not wait for that.
-func (l *leftovers) presence(ctx context.Context, id thin.ID) (presence, error) {
+func (l *leftovers) kindOf(ctx context.Context, id thin.ID) (leftoverKind, error) {
 	if found, known := l.known(id); known {
 		return found, nil
 	}
@@ -81,8 +81,8 @@ func (l *leftovers) presence(ctx context.Context, id thin.ID) (presence, error) 
 	}
 }
 
-// known returns the presence of an id, and false if it must be read first.
-func (l *leftovers) known(id thin.ID) (presence, bool) {
+// known returns the kind of an id, and false if it must be read first.
+func (l *leftovers) known(id thin.ID) (leftoverKind, bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	unread := slices.ContainsFunc(l.leases, func(lease metadata.LeaseRecord) bool {
@@ -105,7 +105,7 @@ func (l *leftovers) note(lease metadata.LeaseRecord, volumes map[thin.ID]bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.ids == nil {
-		l.ids = make(map[thin.ID]presence)
+		l.ids = make(map[thin.ID]leftoverKind)
 	}
 	for id := thin.ID(lease.First); id <= thin.ID(lease.Last); id++ {
 		switch isWhole, found := volumes[id]; {

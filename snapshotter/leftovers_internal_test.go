@@ -28,33 +28,33 @@ func TestOthersDoNotWaitForLeftovers(t *testing.T) {
 	p := &hangingPool{asked: make(chan struct{}), let: make(chan struct{})}
 	l := &leftovers{pool: p}
 	l.add(metadata.LeaseRecord{First: 1, Last: 64})
-	found := make(chan presence)
+	found := make(chan leftoverKind)
 	go func() {
-		of, err := l.presence(t.Context(), 5)
+		of, err := l.kindOf(t.Context(), 5)
 		if err != nil {
 			t.Error(err)
 		}
 		found <- of
 	}()
 	<-p.asked
-	of, err := l.presence(t.Context(), 65)
+	of, err := l.kindOf(t.Context(), 65)
 	require.NoError(t, err)
 	require.Equal(t, volumeOfThisRun, of)
 	l.noteDeleted(65)
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
-	_, err = l.presence(ended, 6)
+	_, err = l.kindOf(ended, 6)
 	require.ErrorIs(t, err, context.Canceled)
 
 	close(p.let)
 	require.Equal(t, volumeOfClient, <-found)
-	for id, want := range map[thin.ID]presence{4: volumeAbsent, 5: volumeOfClient, 6: volumeBroken, 65: volumeOfThisRun} {
-		of, err := l.presence(t.Context(), id)
+	for id, want := range map[thin.ID]leftoverKind{4: volumeAbsent, 5: volumeOfClient, 6: volumeBroken, 65: volumeOfThisRun} {
+		of, err := l.kindOf(t.Context(), id)
 		require.NoError(t, err)
 		require.Equal(t, want, of)
 	}
 	l.noteDeleted(5)
-	of, err = l.presence(t.Context(), 5)
+	of, err = l.kindOf(t.Context(), 5)
 	require.NoError(t, err)
 	require.Equal(t, volumeAbsent, of)
 }

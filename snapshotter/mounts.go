@@ -18,9 +18,9 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// Mounts returns the mount of an active snapshot or a View, and activates an inactive volume. An active
-// snapshot that is open but not mounted is in use by a virtual machine. Mounts then returns a read-only
-// mount of a frozen copy, or for an unpack errdefs.ErrUnavailable.
+// Mounts returns the mount of an active snapshot or a View, and activates an inactive volume. If an active
+// snapshot is open but not mounted, as by a virtual machine, Mounts returns a read-only mount of a frozen
+// copy, or for an unpack errdefs.ErrUnavailable.
 func (s *Snapshotter) Mounts(ctx context.Context, key string) ([]mount.Mount, error) {
 	mounts, err := runInKernel(ctx, s,
 		func(ctx context.Context) ([]mount.Mount, error) { return s.activateAndMounts(ctx, key) })

@@ -229,7 +229,7 @@ func TestOlderStoreWithoutWhatThinsnapWrote(t *testing.T) {
 				restored := restore()
 				require.ErrorIs(t, restored, errdefs.ErrFailedPrecondition)
 				require.ErrorContains(t, restored, "transaction id")
-				b.replaced = true
+				b.mismatched = true
 			})
 		}
 	}
@@ -358,7 +358,7 @@ func TestCommitInAPoolThatTakesNoStamp(t *testing.T) {
 	refuseStamps(nil)
 	require.Eventually(t, stamped, 10*time.Second, 10*time.Millisecond)
 	require.ErrorIs(t, older(), errdefs.ErrFailedPrecondition)
-	b.replaced = true
+	b.mismatched = true
 }
 
 // TestNewestMetaPageIsDamaged: bbolt uses the previous meta page, and the last transaction is lost. Content

@@ -79,7 +79,7 @@ type origin struct {
 	volume     thin.ID // 0 for none: the snapshot gets a new file system
 	filesystem string
 	bytes      uint64
-	// source is set for a fork: its volume is a copy of the source's, and volume is the parent's.
+	// source is set for a fork, which gets a copy of the source's volume. The field volume is the parent's.
 	source *forkGrant
 }
 

@@ -221,7 +221,7 @@ func (r *reaper) counts() (c BackgroundCounts, deferred map[thin.ID]bool) {
 	return c, deferred
 }
 
-// drain tries every volume at once, and returns when all were tried.
+// drain tries every volume without delay, and returns when all were tried.
 func (r *reaper) drain(ctx context.Context) error {
 	type target struct {
 		job    *job

@@ -94,7 +94,7 @@ func (s *Snapshotter) unseal(id thin.ID) error {
 }
 
 // refuseWrites makes a device refuse writes. An OpenCount of 0 in the returned volume means that its content
-// is final until unseal, because nothing can open it for writing. The OpenCount of a frozen copy, which no
+// is final until unseal, because a later open cannot write to it. The OpenCount of a frozen copy, which no
 // client knows, is not read again.
 func (s *Snapshotter) refuseWrites(ctx context.Context, vol pool.Volume, frozenCopy bool) (pool.Volume, error) {
 	err := s.pool.SetReadOnly(vol.ID, true)

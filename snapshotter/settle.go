@@ -123,7 +123,7 @@ func (s *Snapshotter) deleteTrash(ctx context.Context, id thin.ID) error {
 	if err != nil {
 		return err
 	}
-	active, err := s.release(ctx, id)
+	active, err := s.prepareDeletion(ctx, id)
 	if err != nil {
 		return err
 	}
@@ -154,10 +154,10 @@ func (s *Snapshotter) deleteTrash(ctx context.Context, id thin.ID) error {
 // failed operation. A volume whose mappings the kernel lost stays, because its deletion could damage the
 // pool. One that a client may have written to is kept.
 func (s *Snapshotter) deleteLeftover(ctx context.Context, id thin.ID) error {
-	if _, err := s.release(ctx, id); err != nil {
+	if _, err := s.prepareDeletion(ctx, id); err != nil {
 		return err
 	}
-	found, err := s.leftovers.presence(ctx, id)
+	found, err := s.leftovers.kindOf(ctx, id)
 	if err != nil {
 		return fmt.Errorf("look for leftover volume %d: %w", id, err)
 	}
@@ -184,9 +184,9 @@ func (s *Snapshotter) deleteLeftover(ctx context.Context, id thin.ID) error {
 	return s.deleteVolume(ctx, id)
 }
 
-// release deletes the spares and the served copy of a volume, and unmounts thinsnap's own mount of it.
-// active is the active volume, or nil if none was found.
-func (s *Snapshotter) release(ctx context.Context, id thin.ID) (active *pool.Volume, err error) {
+// prepareDeletion deletes the spares and the served copy of a volume, and unmounts thinsnap's own mount of
+// it. active is the active volume, or nil if none was found.
+func (s *Snapshotter) prepareDeletion(ctx context.Context, id thin.ID) (active *pool.Volume, err error) {
 	// gofail: var beforeDeleteVolume struct{}
 	if served := s.copies.takeServed(id); served != 0 {
 		s.deleteCopy(ctx, served)
@@ -264,8 +264,8 @@ func (s *Snapshotter) deleteVolume(ctx context.Context, id thin.ID) error {
 	return nil
 }
 
-// abandon deletes the volume of a failed operation in the background, with two exceptions. If the id
-// already had a volume, that is foreign, now and after a restart. If the record may have been written, only
+// abandon deletes the volume of a failed operation in the background, with two exceptions. A volume that
+// already had the id is foreign, and stays, also after a restart. If the record may have been written, only
 // the next start can tell whether the volume has an owner.
 func (s *Snapshotter) abandon(id thin.ID, err error) {
 	logger := log.L.WithField("device", s.pool.VolumePath(id)).WithError(err)

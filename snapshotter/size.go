@@ -80,7 +80,7 @@ func (s *Snapshotter) chooseSize(ctx context.Context, want sizeRequest, least, b
 		return byDefault, nil
 	case want.bytes > limit:
 		log.G(ctx).WithField("requested", want.bytes).WithField("size", limit).
-			Warn("a label asks for a size above filesystem.max_size: the snapshot gets max_size")
+			Warn("a label requests a size above the limit, filesystem.max_size or a larger default: the snapshot gets the limit")
 		return limit, nil
 	case want.bytes >= least:
 		return want.bytes, nil

@@ -57,8 +57,8 @@ func TestBaseSizeRaisedOnTheKernel(t *testing.T) {
 }
 
 // The kernel writes no inode tables of a grown file system, because unmapped blocks of the pool read as
-// zeroes. With init_itable=0 it would write them at once: only if that option follows thinsnap's, not if
-// it precedes it.
+// zeroes. init_itable=0 after thinsnap's option makes it write them at once, and has no effect before
+// that option.
 func TestNothingIsWrittenThatNobodyAskedFor(t *testing.T) {
 	config := filesystems["ext4"]
 	config.MaxBytes = 2 << 30

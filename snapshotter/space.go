@@ -76,7 +76,7 @@ func (s *Snapshotter) checkFree(what string, space pool.Space) error {
 		where, free, total, what, s.config.MinFreePercent, remedy, errdefs.ErrResourceExhausted)
 }
 
-// poolError returns the reason why a pool takes no changes, or nil if it takes them.
+// poolError returns the error of a pool that has no space or takes no changes, and nil for any other.
 func poolError(status pool.Status) error {
 	switch status.Mode {
 	case thin.ModeOutOfDataSpace:

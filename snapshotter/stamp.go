@@ -37,7 +37,7 @@ func (s *idSource) updateStamped(ctx context.Context, update func() error) error
 	return s.stampFrom(context.WithoutCancel(ctx), rec.TransactionID)
 }
 
-// requireStamped stamps the pool, and fails if the pool takes no changes, and so no further stamp.
+// requireStamped stamps the pool, and fails if the pool would not take another stamp.
 func (s *idSource) requireStamped(ctx context.Context) error {
 	if err := s.stamp(ctx); err != nil {
 		return err

@@ -16,18 +16,18 @@ import (
 	"github.com/thinsnap/thinsnap/snapshotter"
 )
 
-// stampHook calls the function before once, at the next SetTransactionID, and counts the calls of that
-// method from then on.
+// stampHook calls onStamp once, at the next SetTransactionID, and counts the calls of that method from then
+// on.
 type stampHook struct {
 	snapshotter.Pool
-	before func()
-	calls  atomic.Int64
+	onStamp func()
+	calls   atomic.Int64
 }
 
 func (p *stampHook) SetTransactionID(ctx context.Context, from, to uint64) error {
-	if before := p.before; before != nil {
-		p.before = nil
-		before()
+	if onStamp := p.onStamp; onStamp != nil {
+		p.onStamp = nil
+		onStamp()
 		p.calls.Store(0)
 	}
 	p.calls.Add(1)
@@ -51,7 +51,7 @@ func TestKernelStampWhoseCommitFails(t *testing.T) {
 	h.wrap = func(inner snapshotter.Pool) snapshotter.Pool { p.Pool = inner; return p }
 	require.NoError(t, h.open(ctx, faultConfig()))
 	require.NoError(t, h.prepare(ctx, "before", "other"))
-	p.before = func() {
+	p.onStamp = func() {
 		for i := range 40 { // less than half of a lease is left
 			require.NoError(t, h.prepare(ctx, fmt.Sprint("box", i), "other"))
 		}

@@ -175,5 +175,5 @@ func TestCommitOfAVolumeInUseWithoutAStamp(t *testing.T) {
 		return status.TransactionID == rec.TransactionID
 	}, 30*time.Second, 10*time.Millisecond)
 	require.ErrorIs(t, older(), errdefs.ErrFailedPrecondition)
-	b.replaced = true
+	b.mismatched = true
 }

@@ -40,7 +40,7 @@ func TestUsageOfOlderRecords(t *testing.T) {
 // TestCommitOnALostParent: a container can be committed and measured after its parent's volume was lost.
 func TestCommitOnALostParent(t *testing.T) {
 	b := newBench(t, fakeConfig())
-	b.replaced = true // the records cannot be compared with the pool
+	b.mismatched = true
 	b.layer(t, "layer", "", "content")
 	b.prepare(t, "box", "layer")
 	require.NoError(t, b.Cleanup(t.Context()))

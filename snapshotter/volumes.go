@@ -179,7 +179,7 @@ func (v *volumes) countInodes(
 	return count, nil
 }
 
-// usageOf returns the recorded usage of a committed volume.
+// usageOf returns the usage that noteUsage has noted.
 func (v *volumes) usageOf(id thin.ID) (usage pool.Usage, known bool) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -272,7 +272,7 @@ func (v *volumes) hasWritesLost(id thin.ID) bool {
 	return is
 }
 
-// forget drops all records about a volume that was committed or deleted.
+// forget drops all that is noted about a volume that was committed or deleted.
 func (v *volumes) forget(id thin.ID) {
 	v.mu.Lock()
 	defer v.mu.Unlock()

@@ -72,7 +72,7 @@ func (s *Snapshotter) detectLostWrites(ctx context.Context, age time.Duration) (
 	}
 	active, err := s.pool.Active(ctx)
 	if err != nil {
-		return next, fmt.Errorf("the pool fails writes, but cannot list the volumes that may lose them: %w", err)
+		return next, fmt.Errorf("the pool fails writes, and the volumes that may lose them cannot be listed: %w", err)
 	}
 	// If the pool has recovered, a volume created since this call began has lost nothing.
 	if status, err = s.pool.RecentStatus(ctx, 0); err != nil {

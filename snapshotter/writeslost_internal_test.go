@@ -152,8 +152,7 @@ func TestWatchWithAStuckStore(t *testing.T) {
 	})
 }
 
-// TestWritesLostOfACommittedSnapshot: its volume never gets a mark, and storing that is not tried each
-// second.
+// TestWritesLostOfACommittedSnapshot: its volume gets no mark, and does not count as unstored.
 func TestWritesLostOfACommittedSnapshot(t *testing.T) {
 	_, store, id := storeWithVolume(t)
 	s := &Snapshotter{store: store, volumes: newVolumes(nil)}

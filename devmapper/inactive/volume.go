@@ -23,7 +23,7 @@ type Volume struct {
 	blockBytes uint64
 	bytes      uint64
 
-	// last is the block of the last lookup, plus 1.
+	// last is the block of the last lookup plus 1, or 0.
 	last   uint64
 	at     thinmeta.Mapping
 	mapped bool

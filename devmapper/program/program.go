@@ -1,6 +1,6 @@
-// Package program runs the system programs that thinsnap needs: mkfs, LVM, wipefs, thin_check and
-// thin_repair. It searches only [Directories], and passes on no variable of thinsnap's environment:
-// a user may have run thinsnap with sudo. It runs no shell.
+// Package program runs other programs, such as mkfs and LVM. It searches [Directories] or those of
+// [WithDirectories], and passes on no variable of thinsnap's environment: a user may have run
+// thinsnap with sudo. It runs no shell.
 package program
 
 import (
@@ -97,8 +97,7 @@ func ExitStatus(err error) (status int, ended bool) {
 
 type directoriesKey struct{}
 
-// WithDirectories returns a context in which programs are searched in other directories. It is for
-// tests.
+// WithDirectories returns a context in which programs are searched only in these directories.
 func WithDirectories(ctx context.Context, directories ...string) context.Context {
 	return context.WithValue(ctx, directoriesKey{}, directories)
 }

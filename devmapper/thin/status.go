@@ -124,8 +124,8 @@ func ParsePoolStatus(line string) (PoolStatus, error) {
 	return s, nil
 }
 
-// Status is a thin volume's status line. Failed is set if its pool is in mode Fail or its counters
-// could not be read; the other fields are then empty.
+// Status is a thin volume's status line. Failed is set if the kernel could not read the volume's
+// counters, or if its pool is in mode Fail; the other fields are then 0.
 type Status struct {
 	MappedSectors uint64 // 512-byte sectors with a block in the pool, shared or not
 	Highest       uint64 // the last mapped sector

@@ -14,8 +14,8 @@ const (
 	defaultTimeout = 60 * time.Second
 )
 
-// NoSpaceTimeout returns how long the kernel holds back writes to a full pool before it fails them,
-// unless the pool fails them at once (no_space_timeout of dm_thin_pool); 0 means forever.
+// NoSpaceTimeout returns no_space_timeout of dm_thin_pool: how long the kernel holds back writes to
+// a full pool before it fails them; 0 means forever. PoolTable.ErrorIfNoSpace overrides it.
 func NoSpaceTimeout() time.Duration {
 	text, err := devmapper.ReadAttribute(timeoutFile)
 	if err != nil {
