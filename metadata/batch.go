@@ -94,7 +94,7 @@ func (s *Store) runAll(btx *bolt.Tx, ops []*operation) (writes, failed int, err 
 // commit makes a transaction durable, and updates the gate.
 func (s *Store) commit(btx *bolt.Tx) error {
 	id := btx.ID()
-	s.gate.open()
+	s.gate.begin()
 	// gofail: var beforeStoreSync struct{}
 	begun := time.Now()
 	err := s.commitTx(btx)

@@ -61,7 +61,7 @@ func TestCheckFinds(t *testing.T) {
 		"id of a base":           {change("work", func(s *Snapshot) { s.VolumeID = 1 }), "device 1: is owned by"},
 		"id unknown to index":    {del(devices, encodeDevice(4)), `device 4: is owned by snapshot "work", but not in the index`},
 		"id of another in index": {put(devices, encodeDevice(4), encodeOwner(Owner{OwnerSnapshot, "x"})), `but the index says snapshot "x"`},
-		"owner unreadable":       {put(devices, encodeDevice(4), rubbish), "but the index says an unreadable record"},
+		"owner unreadable":       {put(devices, encodeDevice(4), rubbish), "but the index says an unreadable entry"},
 		"unowned in index":       {put(devices, encodeDevice(9), encodeOwner(Owner{OwnerSnapshot, "x"})), "device 9: has no owner"},
 		"odd key in index":       {put(devices, []byte{1}, rubbish), "index of devices"},
 		"id never leased":        {put(meta, keyNext, encodeDevice(4)), "only ids from 1 to 3 were leased"},

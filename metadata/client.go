@@ -25,8 +25,8 @@ type ClientRecord struct {
 	BootID    string
 	Program   string    // name of the process; its path, if known
 	Since     time.Time // UTC; zero if there is no client
-	// Installation is the last told UUID of a containerd or worker id of a BuildKit, which keep it with their data. It
-	// is empty if no client told one.
+	// Installation is the UUID of a containerd, or worker id of a BuildKit, that a client told last. It is empty if none
+	// told one.
 	Installation string
 	// Told lists the clients that told an installation, lowest number first.
 	Told []Told

@@ -16,9 +16,9 @@ func (o Owner) String() string {
 	case OwnerTrash:
 		return "the trash"
 	case OwnerKept:
-		return "nothing: it is a leftover that is kept"
+		return "a kept leftover"
 	default:
-		return "an unreadable record"
+		return "an unreadable entry"
 	}
 }
 

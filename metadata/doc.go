@@ -1,6 +1,6 @@
-// Package metadata is thinsnap's store: one bbolt file with the snapshots, the volume that each of them owns, the
-// leases of device ids, and the trash. The store is the truth, and the kernel is made to agree with it. This package
-// never calls the kernel's device-mapper.
+// Package metadata is thinsnap's store: one bbolt file with the snapshots, the volumes that they own, the leases of
+// device ids, and the trash. The store is the truth, and the kernel is made to agree with it. This package never calls
+// the kernel's device-mapper.
 //
 // # Promises
 //
@@ -29,8 +29,8 @@
 // leases and the entries format, schema, first, next and "writes lost". A further key space is one other than the
 // default one.
 //
-//	meta       format, schema, pool, counters, first, next, client, told, "kept " + device u32, and
-//	           "writes lost " + device u32 -> key; counters, client and told of each further key space
+//	meta       format, schema, pool, first, next, "kept " + device u32, "writes lost " + device u32 -> key;
+//	           counters, client, told, and these three + " " + name for each further key space
 //	snapshots  key                                  -> snapshot
 //	children   device u32, 'c', device of child u32 -> (empty): a volume that is a snapshot of the volume
 //	           device u32, 'v', key of child        -> (empty): a View that shows it

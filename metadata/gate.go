@@ -17,8 +17,8 @@ type gate struct {
 	inDoubt bool
 }
 
-// open starts a commit.
-func (g *gate) open() {
+// begin starts a commit.
+func (g *gate) begin() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.pending = make(chan struct{})

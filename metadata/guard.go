@@ -10,9 +10,9 @@ import (
 // checks only the pages that it needs, because checking all of them takes time in proportion to the
 // store. Other panics continue.
 func (s *Store) guard(fn func() error) error {
-	page, err := boltfile.Guard(fn)
-	if page != nil {
-		return fmt.Errorf("read %s: %w", s.path, pageError(page))
+	cause, err := boltfile.Guard(fn)
+	if cause != nil {
+		return fmt.Errorf("read %s: %w", s.path, pageError(cause))
 	}
 	return err
 }

@@ -73,8 +73,8 @@ func ownKey(stored string) string {
 	return key
 }
 
-// keyRange returns the bounds of the stored keys of a key space: none is less than after, and all are less than below.
-func keyRange(space string) (after, below string) {
+// keyRange returns the bounds of the stored keys of a key space: begin <= key < below.
+func keyRange(space string) (begin, below string) {
 	if space == "" {
 		return "", keySpaceMark
 	}

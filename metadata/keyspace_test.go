@@ -156,7 +156,7 @@ func TestStoreAfterItsLastKeySpace(t *testing.T) {
 		update(t, s, func(tx *Tx) { require.NoError(t, tx.DropKeySpace("k3s-2")) })
 		require.EqualValues(t, schemaVersion, schema(), "the trash has a key of a key space")
 		update(t, s, func(tx *Tx) { require.NoError(t, tx.ClearTrash(7)) })
-		require.EqualValues(t, schemaRecords, schema(), "older versions can use it")
+		require.EqualValues(t, schemaRecords, schema(), "older thinsnaps can use it")
 		update(t, s, func(tx *Tx) { require.NoError(t, tx.ClearTrash(8)) })
 		require.Equal(t, before, contents(t, s))
 		problems, err := s.Check(t.Context())

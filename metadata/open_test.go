@@ -232,7 +232,7 @@ func TestOpenRefuses(t *testing.T) {
 }
 
 // A store of the first schema version keeps that version until a change is stored. So the older
-// version can open it again after a start without changes.
+// thinsnap can open it again after a start without changes.
 func TestUpgrade(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "metadata.db")
 	s := openStore(t, path, Options{})
@@ -268,12 +268,12 @@ func TestUpgrade(t *testing.T) {
 	s = openStore(t, path, Options{})
 	update(t, s, func(tx *Tx) { require.NoError(t, tx.SetClient("", ClientRecord{Number: 1})) })
 	require.NoError(t, s.Close())
-	require.EqualValues(t, schemaRecords, schema(), "older versions can use a store with one client")
+	require.EqualValues(t, schemaRecords, schema(), "older thinsnaps can use a store with one client")
 
 	s = openStore(t, path, Options{})
 	update(t, s, func(tx *Tx) { require.NoError(t, tx.SetClient("k3s", ClientRecord{Number: 1})) })
 	require.NoError(t, s.Close())
-	require.EqualValues(t, schemaVersion, schema(), "older versions must refuse a store with several")
+	require.EqualValues(t, schemaVersion, schema(), "older thinsnaps must refuse a store with several")
 }
 
 // A crash tore the write of the other meta page.

@@ -12,8 +12,8 @@ import (
 // Derived. If two records own one id, it returns FailedPrecondition and changes nothing.
 //
 // It removes no owner of a device id: if its record is lost, the volume would be deleted as a
-// leftover. It removes no child while a snapshot or its parent cannot be read. That snapshot may be
-// the child, such as a View, whose volume is lost if its parent is removed as childless.
+// leftover. While a snapshot or its parent cannot be read, it removes no child from the index: a
+// View would lose its volume if its parent seemed to have no children.
 func (s *Store) Rebuild(ctx context.Context) error {
 	err := s.Update(ctx, func(tx *Tx) error {
 		c := &checker{ctx: ctx, tx: tx}

@@ -7,7 +7,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// A View's volume is its parent's, which must not seem to have no children.
+// An unreadable View still counts as a child: its volume is its parent's.
 func TestRebuildKeepsChildrenThatCannotBeRead(t *testing.T) {
 	s := newStore(t, Options{})
 	defer func() { require.NoError(t, s.Close()) }() // before newStore's cleanup, which checks the store

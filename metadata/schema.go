@@ -135,7 +135,7 @@ func (s *Store) inspect(file *os.File) (int, error) {
 			return err
 		}
 		if version > schemaVersion {
-			return fmt.Errorf("%w: it has schema version %d, but this version knows only those up to %d",
+			return fmt.Errorf("%w: it has schema version %d, but this thinsnap knows only those up to %d",
 				ErrSchema, version, schemaVersion)
 		}
 		_, err = openBuckets(tx)

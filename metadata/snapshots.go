@@ -28,7 +28,8 @@ func (t *Tx) Exists(key string) bool {
 //
 // An Active snapshot becomes the owner of its VolumeID, which must be in an open lease and have no owner. It has its
 // parent's file system, and at least its size: a smaller one is InvalidArgument. A View has the VolumeID, Size and
-// Filesystem of its parent, or of a base volume if it has no parent. Any other violation is FailedPrecondition.
+// Filesystem of its parent, or of a base volume if it has no parent. Any other violation of
+// these rules is FailedPrecondition.
 func (t *Tx) Create(s Snapshot) error {
 	if err := CheckKey(s.Key); err != nil {
 		return err

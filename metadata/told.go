@@ -11,8 +11,7 @@ type Told struct {
 // no range.
 const maxTold = 64
 
-// InstallationOf returns the installation that the client with this number told. It returns false if the client told
-// none, or ended before the store recorded them.
+// InstallationOf returns the installation that the client with this number told, and false if Told has none for it.
 func (c ClientRecord) InstallationOf(number uint64) (string, bool) {
 	for _, t := range c.Told {
 		if t.First <= number && number <= t.Last {
@@ -89,7 +88,7 @@ func (t *Tx) told(space string, c ClientRecord) ([]Told, error) {
 		all = append(all, told)
 	}
 	if err := d.finish(); err != nil {
-		return nil, damaged("record of what clients have told")
+		return nil, damaged("installations of clients")
 	}
 	if number != c.Number || !since.Equal(c.Since) {
 		return nil, nil

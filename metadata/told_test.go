@@ -64,8 +64,8 @@ func TestToldIsBounded(t *testing.T) {
 	require.Len(t, c.Told, maxTold, "consecutive clients told different ones")
 }
 
-// An older version stores clients without their Told. An earlier Told does not count for them, also if that version has
-// dropped the key space and created it again.
+// An older thinsnap stores clients without their Told. An earlier Told does not count for them, also if it has dropped
+// the key space and created it again.
 func TestToldOfAnotherRecord(t *testing.T) {
 	s := newStore(t, Options{})
 	const space = "k3s"
@@ -91,7 +91,7 @@ func TestToldOfAnotherRecord(t *testing.T) {
 	require.NotContains(t, contents(t, s), `meta "told k3s"`)
 }
 
-// A damaged record does not count as one of clients that told nothing.
+// A damaged list of installations is not taken for an empty one.
 func TestToldIsDamaged(t *testing.T) {
 	s := newStore(t, Options{})
 	c := ClientRecord{Number: 5, Since: noon}

@@ -11,8 +11,8 @@ const (
 	// MaxDevice is the largest thin device id: the kernel has 24 bits for it.
 	MaxDevice = 1<<24 - 1
 
-	// MaxKeyLength is the maximum length of a snapshot's key in bytes: bbolt's limit, less the
-	// prefix in the index of children.
+	// MaxKeyLength is the maximum length of a snapshot's key in bytes: bbolt's limit, less room for
+	// the prefix in the index of children.
 	MaxKeyLength = 32768 - 8
 
 	// FirstInForeign is the lowest device id that is leased in a foreign pool. Volumes with lower
@@ -192,7 +192,7 @@ type LeaseRecord struct {
 type TrashRecord struct {
 	VolumeID   uint32
 	Size       uint64 // virtual size, in bytes
-	Key        string // the removed snapshot's, which a new one may have; "base volume FILESYSTEM/BYTES"; or empty
+	Key        string // the removed snapshot's, perhaps also a new one's; "base volume FILESYSTEM/BYTES"; or empty
 	Filesystem string
 	Since      time.Time // UTC
 }

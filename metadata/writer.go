@@ -66,7 +66,7 @@ func (w *writer) stop() {
 	<-w.ended
 }
 
-// wait returns true when the queue is not empty, and false after stop.
+// wait returns true when the queue is not empty, and false when it is empty after stop.
 func (w *writer) wait() bool {
 	// Callers that were just answered call again if they get the processor. Without this, the first
 	// one would have a transaction of its own (twice as many transactions with 8 callers). It costs

@@ -12,8 +12,9 @@ import (
 var ErrWritesLost = fmt.Errorf("some writes to it were lost, because its pool was full or failed, or its file system "+
 	"failed: remove it, then pull or build it again: %w", errdefs.ErrDataLoss)
 
-// keyWritesLost is the prefix of the keys of volumes that may have lost writes. The value is the key of the
-// snapshot, which shows stale entries: an older thinsnap leaves them behind when it removes or commits a snapshot.
+// keyWritesLost is the prefix of the keys of volumes that may have lost writes. The value is the snapshot's key.
+// An entry is stale if no active snapshot with this key has the volume: an older thinsnap leaves it when it removes or
+// commits the snapshot.
 var keyWritesLost = []byte("writes lost ")
 
 func writesLostKey(device uint32) []byte {

@@ -77,7 +77,7 @@ func TestWritesLost(t *testing.T) {
 	require.Equal(t, []uint32{first}, marked())
 	requireProblems(0)
 
-	// A version without marks removes or commits a snapshot and leaves its mark. A View of the layer has the
+	// A thinsnap without marks removes or commits a snapshot and leaves its mark. A View of the layer has the
 	// same key and volume.
 	update(t, s, func(tx *Tx) {
 		require.NoError(t, tx.put(tx.buckets.meta, writesLostKey(first+3), []byte("earlier")))

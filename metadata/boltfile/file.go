@@ -56,7 +56,7 @@ func withDB(path string, readOnly bool, fn func(*bolt.DB) error) error {
 		db   *bolt.DB
 		file *os.File
 	)
-	page, err := Guard(func() (err error) {
+	cause, err := Guard(func() (err error) {
 		db, err = bolt.Open(path, 0o600, options(readOnly, &file))
 		if err != nil {
 			return openError(err)
@@ -64,10 +64,10 @@ func withDB(path string, readOnly bool, fn func(*bolt.DB) error) error {
 		return fn(db)
 	})
 	switch {
-	case page != nil && IsFault(page):
+	case cause != nil && IsFault(cause):
 		err = fmt.Errorf("%w: its disk fails, or it was truncated (see dmesg)", ErrUnreadable)
-	case page != nil:
-		err = fmt.Errorf("%w: %v", ErrDamaged, page)
+	case cause != nil:
+		err = fmt.Errorf("%w: %v", ErrDamaged, cause)
 	case db != nil:
 		return errors.Join(WithErrno(err), db.Close())
 	}

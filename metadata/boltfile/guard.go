@@ -7,8 +7,8 @@ import (
 )
 
 // Guard calls fn, and returns its error. If fn panics because of a damaged or unreadable page,
-// Guard returns the value of the panic as page, and no error. Other panics continue.
-func Guard(fn func() error) (page any, err error) {
+// Guard returns the value of the panic as cause, and no error. Other panics continue.
+func Guard(fn func() error) (cause any, err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	returned := false
 	defer func() {
@@ -20,7 +20,7 @@ func Guard(fn func() error) (page any, err error) {
 		switch {
 		case p == nil: // runtime.Goexit
 		case bolt, IsFault(p):
-			page = p
+			cause = p
 		default:
 			panic(p)
 		}
@@ -30,10 +30,10 @@ func Guard(fn func() error) (page any, err error) {
 	return nil, err
 }
 
-// IsFault reports whether a panic's value is a fault in the map of a file: its disk fails, or the
+// IsFault reports whether a panic's cause is a fault in the map of a file: its disk fails, or the
 // file was truncated.
-func IsFault(page any) bool {
-	_, fault := page.(interface{ Addr() uintptr })
+func IsFault(cause any) bool {
+	_, fault := cause.(interface{ Addr() uintptr })
 	return fault
 }
 

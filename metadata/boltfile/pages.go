@@ -114,7 +114,7 @@ func readMeta(file io.ReaderAt, at int64) (metaPage, bool) {
 // read reads a page, and fails if it is used twice.
 func (w *pageWalker) read(id uint64) (page, error) {
 	if id < 2 || id >= w.end {
-		return page{}, fmt.Errorf("page %d is outside of its %d pages", id, w.end)
+		return page{}, fmt.Errorf("page %d is outside of the file's %d pages", id, w.end)
 	}
 	header := make([]byte, pageHeaderSize)
 	if _, err := w.file.ReadAt(header, int64(id*w.size)); err != nil {
@@ -166,7 +166,7 @@ func (w *pageWalker) freelist(id uint64) error {
 	for i := range count {
 		free := binary.NativeEndian.Uint64(numbers[8*i:])
 		if free < 2 || free >= w.end {
-			return fmt.Errorf("free page %d is outside of its %d pages", free, w.end)
+			return fmt.Errorf("free page %d is outside of the file's %d pages", free, w.end)
 		}
 		if w.seen[free] {
 			return fmt.Errorf("page %d is free twice, or free and in use", free)
@@ -252,10 +252,9 @@ func (w *pageWalker) bucket(value []byte, path []string) error {
 	return nil
 }
 
-// element returns an element of a page, and the data in the page that it points to. pos is the
-// offset of its position field; sizes and last are those of the first and the last of its adjacent
-// size fields.
-func (p page) element(i, pos, sizes, last int) (data, e []byte, err error) {
+// element returns an element of a page, and the data in the page that it points to. pos, firstSize
+// and lastSize are offsets of its fields: the position, and the adjacent sizes of the data's parts.
+func (p page) element(i, pos, firstSize, lastSize int) (data, e []byte, err error) {
 	at := pageHeaderSize + i*pageElementSize
 	if at+pageElementSize > len(p.b) {
 		return nil, nil, fmt.Errorf("page %d has no room for %d elements", p.id, p.count)
@@ -263,7 +262,7 @@ func (p page) element(i, pos, sizes, last int) (data, e []byte, err error) {
 	e = p.b[at : at+pageElementSize]
 	from := uint64(at) + uint64(binary.NativeEndian.Uint32(e[pos:]))
 	to := from
-	for s := sizes; s <= last; s += 4 {
+	for s := firstSize; s <= lastSize; s += 4 {
 		to += uint64(binary.NativeEndian.Uint32(e[s:]))
 	}
 	if from > uint64(len(p.b)) || to > uint64(len(p.b)) {
