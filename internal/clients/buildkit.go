@@ -13,7 +13,7 @@ import (
 )
 
 // BuildKit's OCI worker uses a snapshotter without containerd. It keeps a random id beside the database of its
-// snapshots (worker/runc/runc.go), which buildkitd tells on its socket.
+// snapshots (worker/runc/runc.go), and buildkitd tells the id on its socket.
 
 var errNoWorker = errors.New("it told no id of a BuildKit worker")
 

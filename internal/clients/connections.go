@@ -11,8 +11,8 @@ import (
 // Connections caches connections to containerds: finding the socket of a process takes longer than most
 // calls. The zero value is empty.
 type Connections struct {
-	mu   sync.Mutex
-	kept map[Process]*connection
+	mu     sync.Mutex
+	cached map[Process]*connection
 }
 
 type connection struct {
@@ -40,18 +40,18 @@ func (c *Connections) Dial(ctx context.Context, p Process) (conn *grpc.ClientCon
 func (c *Connections) use(p Process, conn *grpc.ClientConn) *connection {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	found := c.kept[p]
+	found := c.cached[p]
 	switch {
 	case found != nil:
 	case conn == nil:
 		return nil
 	default:
 		_ = c.closeUnused(func(p Process) bool { return !find(p.PID).same(p) })
-		if c.kept == nil {
-			c.kept = make(map[Process]*connection)
+		if c.cached == nil {
+			c.cached = make(map[Process]*connection)
 		}
 		found = &connection{conn: conn}
-		c.kept[p] = found
+		c.cached[p] = found
 	}
 	found.users++
 	return found
@@ -65,10 +65,10 @@ func (c *Connections) release(used *connection) {
 
 // closeUnused closes the unused connections to the processes that match.
 func (c *Connections) closeUnused(match func(Process) bool) (err error) {
-	for p, kept := range c.kept {
-		if kept.users == 0 && match(p) {
-			err = errors.Join(err, kept.conn.Close())
-			delete(c.kept, p)
+	for p, found := range c.cached {
+		if found.users == 0 && match(p) {
+			err = errors.Join(err, found.conn.Close())
+			delete(c.cached, p)
 		}
 	}
 	return err

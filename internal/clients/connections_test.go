@@ -13,7 +13,7 @@ import (
 )
 
 // The next call reuses the connection, concurrent calls share one, and none is closed while it is used.
-func TestConnectionsAreKept(t *testing.T) {
+func TestConnectionsAreCached(t *testing.T) {
 	server := grpc.NewServer()
 	defer server.Stop()
 	introspectionapi.RegisterIntrospectionServer(server, introspection{})

@@ -28,27 +28,27 @@ type guard struct {
 }
 
 func (g *guard) Stat(ctx context.Context, key string) (snapshots.Info, error) {
-	g.registry.show(ctx, key)
+	g.registry.noteKey(ctx, key)
 	return g.Snapshotter.Stat(ctx, key)
 }
 
 func (g *guard) Update(ctx context.Context, info snapshots.Info, paths ...string) (snapshots.Info, error) {
-	g.registry.show(ctx, info.Name)
+	g.registry.noteKey(ctx, info.Name)
 	return g.Snapshotter.Update(ctx, info, paths...)
 }
 
 func (g *guard) Usage(ctx context.Context, key string) (snapshots.Usage, error) {
-	g.registry.show(ctx, key)
+	g.registry.noteKey(ctx, key)
 	return g.Snapshotter.Usage(ctx, key)
 }
 
 func (g *guard) Mounts(ctx context.Context, key string) ([]mount.Mount, error) {
-	g.registry.show(ctx, key)
+	g.registry.noteKey(ctx, key)
 	return g.Snapshotter.Mounts(ctx, key)
 }
 
 func (g *guard) Prepare(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error) {
-	if err := g.registry.showNew(ctx, key, parent); err != nil {
+	if err := g.registry.noteNewKey(ctx, key, parent); err != nil {
 		return nil, err
 	}
 	mounts, err := g.Snapshotter.Prepare(ctx, key, parent, opts...)
@@ -56,7 +56,7 @@ func (g *guard) Prepare(ctx context.Context, key, parent string, opts ...snapsho
 }
 
 func (g *guard) View(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error) {
-	if err := g.registry.showNew(ctx, key, parent); err != nil {
+	if err := g.registry.noteNewKey(ctx, key, parent); err != nil {
 		return nil, err
 	}
 	mounts, err := g.Snapshotter.View(ctx, key, parent, opts...)
@@ -72,7 +72,7 @@ func explainTaken(err error) error {
 }
 
 func (g *guard) Commit(ctx context.Context, name, key string, opts ...snapshots.Opt) error {
-	if err := g.registry.showNew(ctx, name, key); err != nil {
+	if err := g.registry.noteNewKey(ctx, name, key); err != nil {
 		return err
 	}
 	err := g.Snapshotter.Commit(ctx, name, key, opts...)
@@ -101,14 +101,15 @@ func (g *guard) Remove(ctx context.Context, key string) error {
 	return g.Snapshotter.Remove(ctx, key)
 }
 
-// show records that the client's database has a key. A key in a Remove shows nothing: the collector has it from a List.
-func (r *Registry) show(ctx context.Context, key string) {
+// noteKey records that the client's database has a key. A key in a Remove proves nothing: the collector has it from a
+// List.
+func (r *Registry) noteKey(ctx context.Context, key string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.shown == nil {
+	if r.used == nil {
 		return
 	}
-	r.shown.raise(key)
+	r.used.raise(key)
 	if namespace, number, _, ok := SplitKey(key); ok && number <= r.earlier[namespace] {
 		r.had.raise(key)
 	}
@@ -174,35 +175,35 @@ func (r *Registry) get(ctx context.Context, key string) (s metadata.Snapshot, er
 	return withClientKeys(s), err
 }
 
-// showNew records two keys of the client's database: given, which it has just created, and has. If an earlier client
-// was given the same number, the database is older than the snapshots.
-func (r *Registry) showNew(ctx context.Context, given, has string) error {
-	r.show(ctx, has)
-	if err := r.keepIfGivenBefore(ctx, given); err != nil {
+// noteNewKey records two keys of the client's database: created, which is new, and known. If an earlier client used the
+// number of the new key, the database is older than the snapshots.
+func (r *Registry) noteNewKey(ctx context.Context, created, known string) error {
+	r.noteKey(ctx, known)
+	if err := r.keepIfUsedBefore(ctx, created); err != nil {
 		return err
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.shown != nil {
-		r.shown.raise(given)
+	if r.used != nil {
+		r.used.raise(created)
 	}
 	return nil
 }
 
-// gaveBefore reports whether an earlier client was given the number of a key. The number does not count if this
-// client's database had it or a higher one before: then the namespace was removed and created again.
-func (r *Registry) gaveBefore(key string) bool {
+// usedBefore reports whether an earlier client used the number of a key. The number does not count if this client's
+// database had it or a higher one before: then the namespace was removed and created again.
+func (r *Registry) usedBefore(key string) bool {
 	namespace, number, _, ok := SplitKey(key)
 	return ok && number <= r.earlier[namespace] && number > r.had[namespace]
 }
 
-// keepIfGivenBefore protects the snapshots that the client's database lacks, if the number of a key was given before.
-// It returns errdefs.ErrUnavailable until a containerd has listed its snapshots.
-func (r *Registry) keepIfGivenBefore(ctx context.Context, given string) error {
+// keepIfUsedBefore protects the snapshots that the client's database lacks, if an earlier client used the number of a
+// new key. It returns errdefs.ErrUnavailable until a containerd has listed its snapshots.
+func (r *Registry) keepIfUsedBefore(ctx context.Context, created string) error {
 	var suspect, incomplete bool
 	var p Process
 	if err := r.await(ctx, func() bool {
-		suspect, incomplete, p = r.gaveBefore(given), r.identity.tellsMore(), r.process()
+		suspect, incomplete, p = r.usedBefore(created), r.identity.tellsMore(), r.process()
 		return suspect && incomplete
 	}); err != nil {
 		return err
@@ -212,9 +213,9 @@ func (r *Registry) keepIfGivenBefore(ctx context.Context, given string) error {
 		return nil
 	case incomplete:
 		return fmt.Errorf("an earlier client used the number of %q, so containerd's data may be older: "+
-			"thinsnap waits until %v has listed its snapshots; try again: %w", given, p, errdefs.ErrUnavailable)
+			"thinsnap waits until %v has listed its snapshots; try again: %w", created, p, errdefs.ErrUnavailable)
 	default:
-		return r.keepIfOlder(ctx, given)
+		return r.keepIfOlder(ctx, created)
 	}
 }
 
@@ -235,7 +236,7 @@ func (r *Registry) mayRemove(ctx context.Context, key string) error {
 }
 
 // decide returns the reason why the client must not remove a snapshot, or nil. It also returns whether an answer of the
-// client can still change this. If the answer is the list of its snapshots, it only allows more removals.
+// client can still change this. A list of its snapshots can only allow more removals.
 //
 //nolint:revive // the error is no failure
 func (r *Registry) decide(ctx context.Context, key string) (refused error, mayChange bool) {
@@ -261,10 +262,10 @@ func (r *Registry) decide(ctx context.Context, key string) (refused error, mayCh
 			"if the data is lost for good, run `%s`: %w",
 			r.command("accept"), errdefs.ErrFailedPrecondition), r.identity.tellsMore()
 	case r.mustTell():
-		return fmt.Errorf("an earlier containerd made it, and thinsnap does not know yet whether %v is the same containerd: "+
-			"thinsnap asks its socket, and a later garbage collection removes the snapshot; if the process is not "+
-			"containerd, run `%s`: %w", r.process(), r.command("accept"), errdefs.ErrFailedPrecondition), true
-	case ok && number > r.shown[namespace]:
+		return fmt.Errorf("an earlier client made it, and thinsnap does not know yet whether %v is the same containerd or "+
+			"BuildKit: thinsnap asks its socket, and a later garbage collection removes the snapshot; if the process is "+
+			"neither, run `%s`: %w", r.process(), r.command("accept"), errdefs.ErrFailedPrecondition), true
+	case ok && number > r.used[namespace]:
 		return fmt.Errorf("it belongs to an earlier client, and is "+
 			"newer than any snapshot that containerd is known to have: it can be removed when containerd has made a new "+
 			"snapshot, or after `%s`: %w", r.command("accept"), errdefs.ErrFailedPrecondition), r.identity.tellsMore()

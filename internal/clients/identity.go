@@ -135,7 +135,7 @@ func (r *Registry) ask(ctx context.Context, id *identity) {
 	}
 }
 
-// noteFailure logs why an answer is missing, once for each different reason.
+// noteFailure logs why an answer is missing, if the reason has changed.
 func (r *Registry) noteFailure(ctx context.Context, id *identity, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -38,7 +38,7 @@ func (b *bench) await(t *testing.T, installation string) {
 // waits sets identifyWait.
 func (b *bench) waits(wait time.Duration) { clients.SetWait(b.Registry, wait) }
 
-// made has a containerd create snapshots, tell the installation "one", and end.
+// made lets a containerd create snapshots, tell the installation "one", and end.
 func (b *bench) made(t *testing.T, keys ...string) {
 	t.Helper()
 	b.knows("one")

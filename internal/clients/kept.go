@@ -29,13 +29,13 @@ func protects(k metadata.Protection, client metadata.ClientRecord, s metadata.Sn
 	return !ok || number > k.Known[namespace]
 }
 
-// findEarlier finds the numbers that earlier clients were given. Kept snapshots do not count, because they are of
-// another database.
+// findEarlier finds the numbers that earlier clients used. Kept snapshots do not count, because they are of another
+// database.
 func (r *Registry) findEarlier(ctx context.Context) error {
 	earlier := make(numbers)
 	if err := r.forEach(ctx, func(s metadata.Snapshot) {
 		if s.Client != r.client.Number && s.Client >= r.client.AcceptedBefore && !isKept(r.client, s) {
-			earlier.raiseGiven(s)
+			earlier.raiseUsed(s)
 		}
 	}); err != nil {
 		return err
@@ -44,23 +44,22 @@ func (r *Registry) findEarlier(ctx context.Context) error {
 	return nil
 }
 
-// keepIfOlder protects the snapshots that the client's database lacks, if an earlier client was given the number of a
-// new key.
-func (r *Registry) keepIfOlder(ctx context.Context, given string) error {
+// keepIfOlder is keepIfUsedBefore without the wait for the client's answers.
+func (r *Registry) keepIfOlder(ctx context.Context, created string) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	// Snapshots with such numbers may have been removed with their namespace.
-	if err := r.findEarlier(ctx); err != nil || !r.gaveBefore(given) {
+	if err := r.findEarlier(ctx); err != nil || !r.usedBefore(created) {
 		return err
 	}
 	known := make(numbers)
 	if own, ok := r.ownProtection(); ok {
 		maps.Copy(known, own.Known)
 	} else {
-		maps.Copy(known, r.shown)
+		maps.Copy(known, r.used)
 	}
 	// Calls with later numbers may have arrived before this one.
-	namespace, number, _, _ := SplitKey(given)
+	namespace, number, _, _ := SplitKey(created)
 	known[namespace] = min(known[namespace], number-1)
 	if err := r.keep(ctx, r.client, known); err != nil {
 		return err
@@ -105,8 +104,8 @@ func (r *Registry) keep(ctx context.Context, next metadata.ClientRecord, known n
 }
 
 func (r *Registry) logKept(ctx context.Context, why string) {
-	r.log(ctx).Warn(why + ": snapshots of earlier clients are kept; if its data is lost for good, run `" +
-		r.command("accept") + "`, and its collector removes them")
+	r.log(ctx).Warn(why + ": snapshots of earlier clients are kept; if those clients' data is lost for good, run `" +
+		r.command("accept") + "`, and the collector removes them")
 }
 
 // forEach calls visit for each snapshot of the key space. Its keys are without the key space.

@@ -25,7 +25,7 @@ func newDatabase(b *bench) *database {
 	return d
 }
 
-// save has the next containerd list the keys.
+// save makes the next containerd list the keys.
 func (d *database) save() { d.bench.knows("one", d.keys...) }
 
 func (d *database) prepare(t *testing.T, c *containerd, namespace string) string {

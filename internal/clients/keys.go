@@ -32,11 +32,11 @@ func (n numbers) raise(key string) {
 	}
 }
 
-// raiseGiven raises the number to the highest that containerd does not give again, as a snapshot
-// shows. For a layer that is the number before its own. containerd gives a layer's number in the
-// transaction of the Commit, and gives it again if it is killed before the end. bbolt has one
+// raiseUsed raises the number to the highest that a snapshot proves to be used: containerd does not
+// give it again. For a layer that is the number before its own. containerd gives a layer's number
+// in the transaction of the Commit, and gives it again if it is killed before the end. bbolt has one
 // writer, so that loses at most one number.
-func (n numbers) raiseGiven(s metadata.Snapshot) {
+func (n numbers) raiseUsed(s metadata.Snapshot) {
 	namespace, number, _, ok := SplitKey(s.Key)
 	if ok && s.Kind == snapshots.KindCommitted {
 		number--

@@ -20,7 +20,7 @@ import (
 type Registry struct {
 	store *metadata.Store
 	space string // name of the key space; empty for the default one
-	// identify asks a process for its installation, and has it list its snapshots. Tests replace identify and wait.
+	// identify asks a process for its installation and a list of its snapshots. Tests replace identify and wait.
 	identify  func(_ context.Context, _ Process, proxy string, _ report) error
 	wait      time.Duration
 	logUnseen sync.Once // logs once that the process cannot be seen
@@ -29,9 +29,9 @@ type Registry struct {
 	loaded bool // client is as stored, or empty if the store has none
 	client metadata.ClientRecord
 	handle *handle
-	// For each namespace: shown has the highest number that the client has used. earlier has the highest number that
-	// earlier clients were given, according to their snapshots that are not kept.
-	shown, earlier numbers
+	// For each namespace: used has the highest number that the client has used. earlier has the highest number that
+	// earlier clients used, according to their snapshots that are not kept.
+	used, earlier numbers
 	// had has the highest number that the client has used and that is not above earlier: its database had that number
 	// before.
 	had         numbers
@@ -176,16 +176,16 @@ func (r *Registry) load(ctx context.Context) error {
 	return r.begin(ctx)
 }
 
-// begin computes the known numbers from the snapshots, and starts to identify the client. It also does so if the call
+// begin computes the used numbers from the snapshots, and starts to identify the client. It also does so if the call
 // that made the process the client is cancelled. After an error the next call repeats it: until then the numbers are
 // those of the client before.
 func (r *Registry) begin(ctx context.Context) error {
 	r.loaded = false
 	ctx = context.WithoutCancel(ctx)
-	shown := make(numbers)
+	used := make(numbers)
 	if err := r.forEach(ctx, func(s metadata.Snapshot) {
 		if s.Client == r.client.Number {
-			shown.raise(s.Key)
+			used.raise(s.Key)
 		}
 	}); err != nil {
 		return err
@@ -193,7 +193,7 @@ func (r *Registry) begin(ctx context.Context) error {
 	if err := r.findEarlier(ctx); err != nil {
 		return err
 	}
-	r.shown, r.had = shown, make(numbers)
+	r.used, r.had = used, make(numbers)
 	r.loaded = true
 	r.identity.end()
 	r.identity = newIdentity(r.wait)

@@ -15,8 +15,8 @@ import (
 // benchSpace is the key space of new benches.
 var benchSpace string
 
-// addOthers adds other clients to the store of a further client, with some of its keys and with numbers that it has not
-// given yet. The returned function requires that their snapshots are unchanged.
+// addOthers adds other clients to the store of a client with a further key space, with some of its keys and with
+// numbers that it has not used yet. The returned function requires that their snapshots are unchanged.
 func (b *bench) addOthers(t *testing.T, inner *snapshotter.Snapshotter) (unchanged func()) {
 	t.Helper()
 	if b.space == "" {

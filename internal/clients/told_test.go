@@ -26,7 +26,7 @@ func (b *bench) of(t *testing.T, space string) *bench {
 // layers are those of two images, with the same keys for all clients.
 var layers = []string{"default/2/sha256:1", "default/4/sha256:2"}
 
-// images has a client unpack two images, and create a snapshot on the first.
+// images makes a client unpack two images, and create a snapshot on the first.
 func (c *containerd) images(t *testing.T, own string) (box string) {
 	t.Helper()
 	for i, layer := range layers {
@@ -37,7 +37,7 @@ func (c *containerd) images(t *testing.T, own string) (box string) {
 	return box
 }
 
-// removeAll has a client remove all snapshots that it finds, like the collector of an empty database, and create a
+// removeAll makes a client remove all snapshots that it finds, like the collector of an empty database, and create a
 // snapshot with the highest number.
 func (c *containerd) removeAll(t *testing.T, number int) {
 	t.Helper()
