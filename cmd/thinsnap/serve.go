@@ -114,7 +114,7 @@ func serve(ctx context.Context, cfg config.Config, b backend) (err error) {
 	recording, stopRecording := context.WithCancel(ctx)
 	defer stopRecording()
 	sockets := append(slices.Collect(maps.Values(addresses)), cfg.AdminAddress)
-	if err := unixsocket.CloseDirectories(sockets...); err != nil {
+	if err := unixsocket.RestrictDirectories(sockets...); err != nil {
 		return err
 	}
 	adminServer := admin.NewServer(work, reports, about, metrics, recorder)

@@ -23,8 +23,8 @@ const Default = ""
 // Each socket must be at its path, belong to this user, and have mode 0600. Otherwise Passed closes the connections
 // that wait on all sockets, like RefusePassed.
 //
-// Passed takes over the descriptors, and must be called once: another os.File of the same number would close the file
-// that has the number by then.
+// Passed takes over the descriptors, and must be called once: a second call would later close unrelated files with the
+// same numbers.
 func Passed(paths map[string]string) (map[string]net.Listener, error) {
 	files := activation.Files(true) // true: programs that this one starts do not get them
 	all, err := listeners(files, paths)
@@ -47,8 +47,8 @@ func listeners(files []*os.File, paths map[string]string) (map[string]net.Listen
 		}
 		if other, twice := named[name]; twice {
 			return nil, fmt.Errorf("systemd has passed two sockets for one client, named %q and %q: thinsnap.socket must have "+
-				"one socket, and another unit one with the name of a client in [[clients]] (FileDescriptorName=); disable the "+
-				"unit of a removed client", other.Name(), f.Name())
+				"one socket, and so must the unit of each client in [[clients]], with the client's name (FileDescriptorName=); "+
+				"disable the unit of a removed client", other.Name(), f.Name())
 		}
 		named[name] = f
 	}
@@ -82,12 +82,12 @@ func checkPassed(passed, path string) error {
 	}
 	if filepath.Clean(path) != filepath.Clean(passed) {
 		if other, err := os.Lstat(path); err != nil || !os.SameFile(at, other) {
-			return fmt.Errorf("address is %s, but thinsnap.socket listens on %s: give both the same (ListenStream=)",
+			return fmt.Errorf("address is %s, but its socket unit listens on %s: give both the same (ListenStream=)",
 				path, passed)
 		}
 	}
 	if at.Mode().Perm()&0o077 != 0 || trustedpath.OwnerOf(at) != os.Geteuid() {
-		return fmt.Errorf("others may use %s: thinsnap.socket must have SocketMode=0600 and no SocketUser=", passed)
+		return fmt.Errorf("others may use %s: its socket unit must have SocketMode=0600 and no SocketUser=", passed)
 	}
 	return nil
 }

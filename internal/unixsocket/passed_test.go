@@ -73,7 +73,7 @@ func TestPassedForEachClient(t *testing.T) {
 	_, err = listeners([]*os.File{named(passOther(), "none"), named(pass(), "thinsnap.socket")}, paths)
 	require.ErrorContains(t, err, `named "none" and "thinsnap.socket"`)
 	_, err = listeners([]*os.File{named(pass(), "k3s")}, paths)
-	require.ErrorContains(t, err, "but thinsnap.socket listens on "+path)
+	require.ErrorContains(t, err, "but its socket unit listens on "+path)
 }
 
 func TestPassedIsRefused(t *testing.T) {
@@ -81,7 +81,7 @@ func TestPassedIsRefused(t *testing.T) {
 	_, err := listeners([]*os.File{pass(), pass()}, map[string]string{Default: path})
 	require.ErrorContains(t, err, "two sockets")
 	_, err = listeners([]*os.File{pass()}, map[string]string{Default: filepath.Join(t.TempDir(), "other")})
-	require.ErrorContains(t, err, "but thinsnap.socket listens on "+path)
+	require.ErrorContains(t, err, "but its socket unit listens on "+path)
 	require.NoError(t, os.Remove(path))
 	_, err = listeners([]*os.File{pass()}, map[string]string{Default: path})
 	require.ErrorIs(t, err, os.ErrNotExist)

@@ -79,24 +79,24 @@ func restrict(_, _ string, conn syscall.RawConn) error {
 	return err
 }
 
-// CloseDirectories removes the permissions of others from the directories of sockets. Another
+// RestrictDirectories removes the permissions of others from the directories of sockets. Another
 // program, such as the kubelet, may have created one with mode 0755. A directory is left as it is
 // if it belongs to another user, or has other files than these sockets and their locks.
-func CloseDirectories(paths ...string) error {
+func RestrictDirectories(paths ...string) error {
 	own := make(map[string]bool)
 	for _, path := range paths {
 		path = filepath.Clean(path)
 		own[path], own[path+lockSuffix] = true, true
 	}
 	for _, path := range paths {
-		if err := closeDirectory(filepath.Dir(path), own); err != nil {
-			return fmt.Errorf("close the directory of %s: %w", path, err)
+		if err := restrictDirectory(filepath.Dir(path), own); err != nil {
+			return fmt.Errorf("restrict the directory of %s: %w", path, err)
 		}
 	}
 	return nil
 }
 
-func closeDirectory(dir string, own map[string]bool) error {
+func restrictDirectory(dir string, own map[string]bool) error {
 	f, err := os.OpenFile(dir, unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
 	if err != nil {
 		return ignoreMissing(err)
@@ -150,7 +150,8 @@ func waitForLock(ctx context.Context, f *os.File) error {
 		return err
 	}
 	if !info.Mode().IsRegular() || trustedpath.OwnerOf(info) != os.Geteuid() || info.Mode().Perm()&0o077 != 0 {
-		return errors.New("others may hold this lock: remove the file, which must belong to this user and have mode 0600")
+		return errors.New("others may hold this lock, because its file is not this user's or does not have mode 0600: " +
+			"remove the file")
 	}
 	ctx, cancel := context.WithTimeout(ctx, lockTime)
 	defer cancel()

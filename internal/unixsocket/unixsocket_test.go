@@ -161,10 +161,10 @@ func TestListenRefusesALockOfOthers(t *testing.T) {
 	}
 }
 
-func TestCloseDirectories(t *testing.T) {
+func TestRestrictDirectories(t *testing.T) {
 	path := socketPath(t)
 	dir, other := filepath.Dir(path), filepath.Join(filepath.Dir(path), "other.sock")
-	require.NoError(t, CloseDirectories(path, other), "not there yet")
+	require.NoError(t, RestrictDirectories(path, other), "not there yet")
 	require.NoError(t, os.MkdirAll(dir, 0o700))
 	require.NoError(t, os.Chmod(dir, 0o755))
 	mode := func() os.FileMode {
@@ -177,19 +177,19 @@ func TestCloseDirectories(t *testing.T) {
 		require.NoError(t, err)
 		defer l.Close()
 	}
-	require.NoError(t, CloseDirectories(path))
+	require.NoError(t, RestrictDirectories(path))
 	require.Equal(t, os.FileMode(0o755), mode(), "another's socket is in it")
-	require.NoError(t, CloseDirectories(path, other))
+	require.NoError(t, RestrictDirectories(path, other))
 	require.Equal(t, os.FileMode(0o700), mode())
 
 	require.NoError(t, os.Chmod(dir, 0o755))
 	link := filepath.Join(t.TempDir(), "link")
 	require.NoError(t, os.Symlink(dir, link))
-	require.NoError(t, CloseDirectories(filepath.Join(link, "s.sock"), filepath.Join(link, "other.sock")))
+	require.NoError(t, RestrictDirectories(filepath.Join(link, "s.sock"), filepath.Join(link, "other.sock")))
 	require.Equal(t, os.FileMode(0o755), mode(), "behind a link")
 	if os.Geteuid() == 0 {
 		require.NoError(t, os.Chown(dir, 65534, -1))
-		require.NoError(t, CloseDirectories(path, other))
+		require.NoError(t, RestrictDirectories(path, other))
 		require.Equal(t, os.FileMode(0o755), mode(), "of another user")
 	}
 }
