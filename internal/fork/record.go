@@ -25,8 +25,8 @@ const restartLabels = "containerd.io/restart."
 // tasks start" has none.
 const networkExtension = "ctr.cni-containerd.metadata"
 
-// owner returns the program that has state of the container outside of the record, or "" for none.
-func owner(c *containersapi.Container) string {
+// managerOf returns the program that has state of the container outside of the record, or "" for none.
+func managerOf(c *containersapi.Container) string {
 	for label := range c.GetLabels() {
 		switch {
 		case strings.HasPrefix(label, "nerdctl/"):
@@ -48,11 +48,11 @@ func owner(c *containersapi.Container) string {
 // copyRecord returns a copy of a record for a container named id, with the snapshot named id. It returns
 // errdefs.ErrFailedPrecondition if the copy would use the source's state.
 func copyRecord(source *containersapi.Container, id string) (*containersapi.Container, error) {
-	if client := owner(source); client != "" {
+	if manager := managerOf(source); manager != "" {
 		return nil, fmt.Errorf("container %q belongs to %s, which keeps its log, network and host files outside of "+
 			"containerd's record, so that a copy of the record would use those of %q: fork its snapshot (\"thinsnap fork KEY "+
 			"NEW\"), or give its disk to a new container of ctr (\"thinsnap fork --token %s\"): %w",
-			source.GetID(), client, source.GetID(), source.GetID(), errdefs.ErrFailedPrecondition)
+			source.GetID(), manager, source.GetID(), source.GetID(), errdefs.ErrFailedPrecondition)
 	}
 	spec, err := copySpec(source, id)
 	if err != nil {

@@ -105,7 +105,7 @@ func (g *target) requireReleased(t *testing.T) {
 	t.Helper()
 	g.requireServing(t)
 	require.Eventually(t, func() bool { return runtime.NumGoroutine() <= g.goroutines+2 }, 10*time.Second, 10*time.Millisecond)
-	// Pooled memory is freed by the second collection, that of a connection with its last
+	// Pooled memory is freed by the second collection, a connection's memory with its last
 	// goroutine.
 	require.Eventually(t, func() bool { return heap() < g.heap+8<<20 }, 10*time.Second, 100*time.Millisecond)
 }
