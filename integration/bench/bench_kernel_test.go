@@ -43,6 +43,7 @@ var cases = []struct {
 	{"pairs", benchPairs, true},
 	{"burst", benchBurst, true},
 	{"pull", benchPull, true},
+	{"layers", benchLayers, true},
 	{"mixed", benchMixed, false},
 	{"run", benchRun, false},
 	{"diff", benchDiff, false},
