@@ -24,8 +24,8 @@ import (
 const (
 	// writeTime is the lifetime of containerd's lease for a large layer while it is written.
 	writeTime = 24 * time.Hour
-	// periodTime is the period for which all layers share a lease, and leaseTime the lease's
-	// lifetime. So containerd keeps an unused layer for at least the difference of the two.
+	// All layers of a periodTime share a lease of leaseTime, so containerd keeps an unused layer for
+	// at least the difference.
 	periodTime = time.Hour
 	leaseTime  = 2 * periodTime
 )
@@ -65,8 +65,8 @@ func (d *Differ) open(ctx context.Context, key string) (*containerd, error) {
 	return c, nil
 }
 
-// lease returns a context whose lease makes containerd keep written content for at least an hour,
-// or during the caller's lease. containerd does not always pass its caller's lease to a differ.
+// lease returns a context with the caller's lease or, if containerd did not pass that on, with the
+// lease that all layers share (periodTime).
 func (c *containerd) lease() (context.Context, error) {
 	if _, ok := leases.FromContext(c.ctx); ok {
 		return c.ctx, nil
@@ -79,7 +79,7 @@ func (c *containerd) lease() (context.Context, error) {
 	return leases.WithLease(c.ctx, id), nil
 }
 
-// label adds the uncompressed digest to a layer that the store already had.
+// label adds the uncompressed digest to a layer that containerd already had.
 func (c *containerd) label(layer, diffID digest.Digest) error {
 	info, err := c.content.Info(c.ctx, layer)
 	if err != nil || info.Labels[labels.LabelUncompressed] != "" {
@@ -93,8 +93,8 @@ func (c *containerd) label(layer, diffID digest.Digest) error {
 	return err
 }
 
-// leaseLong is lease for a layer that takes long to write. keep must follow. end ends the lease for
-// writing; it is nil if the caller has a lease.
+// leaseLong is like lease, but creates a lease for one layer that takes long to write. Call keep and
+// then end, which deletes that lease. end is nil under the caller's lease.
 func (c *containerd) leaseLong() (ctx context.Context, end func(), err error) {
 	if _, ok := leases.FromContext(c.ctx); ok {
 		return c.ctx, nil, nil
@@ -106,14 +106,14 @@ func (c *containerd) leaseLong() (ctx context.Context, end func(), err error) {
 	end = func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(c.ctx), releaseTime)
 		defer cancel()
-		if err := c.leases.Delete(ctx, own); err != nil { // it expires
+		if err := c.leases.Delete(ctx, own); err != nil {
 			log.G(ctx).WithError(err).Warn("a lease in containerd could not be deleted; it expires in a day")
 		}
 	}
 	return leases.WithLease(c.ctx, own.ID), end, nil
 }
 
-// keep has containerd keep a layer as if it had been written under lease.
+// keep adds a layer to the shared lease, or to the caller's.
 func (c *containerd) keep(layer digest.Digest) error {
 	ctx, err := c.lease()
 	if err != nil {

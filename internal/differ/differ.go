@@ -1,6 +1,6 @@
-// Package differ is containerd's diff service for mounts of thinsnap's snapshots. It leaves all
-// other mounts, and comparisons that it does not support, to containerd's next differ, the walking
-// differ.
+// Package differ implements containerd's diff service for mounts of thinsnap's snapshots. It leaves
+// all other mounts, and comparisons that it does not support, to containerd's next differ, the
+// walking differ.
 package differ
 
 import (
@@ -27,13 +27,12 @@ import (
 // changed blocks.
 const maxRunning = 2
 
-// turnWait limits the wait for other comparisons: the disks of virtual machines can keep them busy
-// for hours.
+// turnWait limits the wait for other comparisons: one of a virtual machine's disk can take hours.
 const turnWait = time.Minute
 
 // errNoTurn is returned if other comparisons used up turnWait.
-var errNoTurn = fmt.Errorf("%d comparisons of snapshots have run for %v: try again after one has ended: %w", maxRunning,
-	turnWait, errdefs.ErrUnavailable)
+var errNoTurn = fmt.Errorf("waited %v for a turn, because %d comparisons of snapshots run at a time: try again later: %w",
+	turnWait, maxRunning, errdefs.ErrUnavailable)
 
 // Snapshots is the part of a snapshotter that a Differ uses.
 type Snapshots interface {
@@ -80,8 +79,9 @@ func New(snapshots Snapshots, pool Pool, connect Connect, options Options) *Diff
 	}
 }
 
-// List lists the changes from lower to upper, or all of upper if the key of lower is empty. It also
-// returns the number of bytes of the volumes that are not on the same blocks.
+// List lists the changes from lower to upper, or all of upper if the key of lower is empty. changed
+// counts the bytes that the volumes do not map to the same blocks of the pool; it is 0 without
+// lower.
 func (d *Differ) List(
 	ctx context.Context, lowerKey, upperKey string,
 ) (listing diff.Listing, changed uint64, err error) {
@@ -101,9 +101,10 @@ func (d *Differ) List(
 var errNotOurs = fmt.Errorf("not mounts of thinsnap's snapshots: %w", errdefs.ErrNotImplemented)
 
 // Compare writes the changes from lower to upper to containerd's content store, as an OCI layer,
-// and returns its descriptor. If the mounts are not thinsnap's, or the comparison fails before
-// anything is written, the error is errdefs.ErrNotImplemented: containerd then asks its next differ.
-// metadata.ErrWritesLost is returned as it is, because the next differ would not see the loss.
+// and returns its descriptor. If the mounts are not thinsnap's, the media type is not supported, or
+// the comparison fails before anything is written, the error is errdefs.ErrNotImplemented:
+// containerd then asks its next differ. metadata.ErrWritesLost is returned as it is, because the
+// next differ would not see the loss; so are errors of FindMounted.
 func (d *Differ) Compare(
 	ctx context.Context, lower, upper []mount.Mount, opts ...coreDiff.Opt,
 ) (ocispec.Descriptor, error) {
@@ -126,7 +127,7 @@ func (d *Differ) Compare(
 	}))
 	leave, err := d.enter(ctx)
 	if errors.Is(err, errNoTurn) {
-		return ocispec.Descriptor{}, d.leave(ctx, lowerKey, upperKey, err)
+		return ocispec.Descriptor{}, d.leaveToNext(ctx, lowerKey, upperKey, err)
 	}
 	if err != nil {
 		return ocispec.Descriptor{}, err
@@ -141,7 +142,7 @@ func (d *Differ) Compare(
 		d.stats.cancelled.Add(1)
 		return ocispec.Descriptor{}, context.Cause(ctx)
 	case errors.As(err, &unwritten) && !errors.Is(err, metadata.ErrWritesLost):
-		return ocispec.Descriptor{}, d.leave(ctx, lowerKey, upperKey, err)
+		return ocispec.Descriptor{}, d.leaveToNext(ctx, lowerKey, upperKey, err)
 	default:
 		d.stats.failed.Add(1)
 		return ocispec.Descriptor{}, fmt.Errorf("compare %q with %q: %w", metadata.ShowKey(upperKey),
@@ -149,10 +150,10 @@ func (d *Differ) Compare(
 	}
 }
 
-// leave returns the error that leaves a comparison to containerd's next differ. It must match no
-// other class: containerd asks its next differ only after ErrNotImplemented, and a gRPC status has
-// the first class that an error matches.
-func (d *Differ) leave(ctx context.Context, lowerKey, upperKey string, reason error) error {
+// leaveToNext returns the error that leaves a comparison to containerd's next differ. It must match
+// no other class: containerd asks its next differ only after ErrNotImplemented, and a gRPC status
+// has the first class that an error matches.
+func (d *Differ) leaveToNext(ctx context.Context, lowerKey, upperKey string, reason error) error {
 	d.stats.left.Add(1)
 	log.G(ctx).WithError(reason).Warn("containerd's next differ compares these snapshots")
 	return fmt.Errorf("compare %q with %q: %w: %s", metadata.ShowKey(upperKey), metadata.ShowKey(lowerKey),
@@ -215,7 +216,7 @@ func (d *Differ) enter(ctx context.Context) (leave func(), err error) {
 	}
 }
 
-// compare is Compare after enter.
+// compare writes the layer, after enter.
 func (d *Differ) compare(
 	ctx context.Context, lowerKey, upperKey string, compress compression.Compression, config coreDiff.Config,
 ) (descriptor ocispec.Descriptor, err error) {

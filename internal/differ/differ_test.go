@@ -44,8 +44,8 @@ func (f fakeSnapshots) Freeze(ctx context.Context, key string) (*snapshotter.Fro
 
 func mounts(typ, source string) []mount.Mount { return []mount.Mount{{Type: typ, Source: source}} }
 
-// TestNextDifferIsAsked: unsupported comparisons are left to containerd's next differ; other errors
-// are not.
+// TestNextDifferIsAsked: unsupported and failed comparisons are left to containerd's next differ;
+// errors of FindMounted are not.
 func TestNextDifferIsAsked(t *testing.T) {
 	frozen := 0
 	sn := fakeSnapshots{freeze: func(context.Context, string) error {
@@ -162,9 +162,9 @@ func TestLostWritesAreNotLeftToTheNextDiffer(t *testing.T) {
 	require.Equal(t, Stats{Failed: 1}, d.Stats())
 }
 
-// TestComparisonsThatTakeLong: a comparison that waits too long for others is left to the next
+// TestWaitForATurnIsLimited: a comparison that waits too long for others is left to the next
 // differ.
-func TestComparisonsThatTakeLong(t *testing.T) {
+func TestWaitForATurnIsLimited(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sn := fakeSnapshots{freeze: func(ctx context.Context, _ string) error {
 			<-ctx.Done()

@@ -54,34 +54,34 @@ func (d *Differ) write(
 		w.abort()
 		err = fmt.Errorf("write the layer to the content store: %w", err)
 	}
-	if err != nil && !w.written() {
+	if err != nil && !w.mayRemain() {
 		err = unwrittenError{err}
 	}
 	return descriptor, err
 }
 
-// written is a layer: its digests before and after compression, and its compressed size in bytes.
-type written struct {
+// layerInfo has a layer's digests before and after compression, and its compressed size in bytes.
+type layerInfo struct {
 	diffID, digest digest.Digest
 	size           int64
 }
 
 func stream(
 	ctx context.Context, w *upload, s sides, compress compression.Compression, config coreDiff.Config, p *progress,
-) (written, error) {
+) (layerInfo, error) {
 	tar, blob := sha256.New(), sha256.New()
 	var size counter
 	buffer := bufio.NewWriterSize(w, writeBytes)
 	compressed, err := compression.CompressStream(io.MultiWriter(buffer, blob, &size), compress)
 	if err != nil {
-		return written{}, err
+		return layerInfo{}, err
 	}
 	err = diff.WriteTar(ctx, p.of(io.MultiWriter(compressed, tar)), s.upper, s.listing.Changes, writerOptions(&config)...)
 	if err = errors.Join(err, compressed.Close()); err == nil {
 		w.isWhole = true
 		err = buffer.Flush()
 	}
-	return written{sum(tar), sum(blob), int64(size)}, err
+	return layerInfo{sum(tar), sum(blob), int64(size)}, err
 }
 
 // counter counts the bytes that are written to it.

@@ -18,10 +18,10 @@ import (
 // continues in the background.
 const releaseTime = 10 * time.Second
 
-// sides are two snapshots, each at one moment, and their differences.
+// sides are the mounted volumes of two frozen snapshots, and their differences.
 type sides struct {
 	lower, upper diff.Volume
-	changed      uint64 // bytes of the devices that are not on the same blocks
+	changed      uint64 // bytes that they do not map to the same blocks of the pool
 	listing      diff.Listing
 }
 
@@ -90,7 +90,7 @@ func release(ctx context.Context, frozen *snapshotter.Frozen) {
 	}()
 }
 
-// changed returns the parts of two devices that are not on the same blocks of the pool.
+// changed returns the ranges that two volumes do not map to the same blocks of the pool.
 func (d *Differ) changed(ctx context.Context, lower, upper *snapshotter.Frozen) ([]diff.Range, error) {
 	if lower == nil || lower.ID == upper.ID {
 		return nil, nil

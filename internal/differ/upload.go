@@ -10,12 +10,12 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// upload writes a blob to containerd's content store, which it opens on the first write.
+// upload writes a blob to containerd's content store. The first Write opens a writer there.
 type upload struct {
 	store          *containerd
 	ref, mediaType string
-	// isWhole is true if the first write has the whole blob. Each creation and end of a lease is a
-	// transaction in containerd, so a blob in one write uses the shared lease.
+	// isWhole is true if the first write has the whole blob. Such a blob is written under the
+	// shared lease, because its own lease would cost containerd two transactions.
 	isWhole bool
 
 	writer content.Writer
@@ -52,14 +52,14 @@ func (u *upload) open() (err error) {
 		return fmt.Errorf("open %s: %w", u.ref, err)
 	}
 	u.writer = w
-	return w.Truncate(0) // the reference is the client's, and may have content
+	return w.Truncate(0) // a caller's reference may have content
 }
 
-// written reports whether written content may be left.
-func (u *upload) written() bool { return u.writer != nil && !u.isOld }
+// mayRemain reports whether written content may be left.
+func (u *upload) mayRemain() bool { return u.writer != nil && !u.isOld }
 
-// commit commits the blob, and has containerd keep it. containerd does not add a blob that it
-// already had to the lease (Write in plugins/services/content/contentserver), so commit does.
+// commit commits the blob, and has containerd keep it. containerd adds only new blobs to the
+// lease (Write in plugins/services/content/contentserver), so commit adds the others.
 func (u *upload) commit(blob, diffID digest.Digest, labels map[string]string) error {
 	err := u.writer.Commit(u.store.ctx, 0, blob, content.WithLabels(labels))
 	u.isOld = errdefs.IsAlreadyExists(err)

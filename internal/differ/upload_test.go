@@ -134,8 +134,8 @@ func (s *contentStore) collect(ctx context.Context, t *testing.T) {
 	require.NoError(t, err)
 }
 
-// TestLayerIsKept: containerd keeps a layer until its client uses it, whether or not it had the
-// layer before.
+// TestLayerIsKept: containerd keeps a layer during its lease, whether or not it had the layer
+// before.
 func TestLayerIsKept(t *testing.T) {
 	for name, bytes := range map[string]int{"small": 3, "large": 3 * writeBytes} {
 		for caller, id := range map[string]string{"without a lease": "", "with a lease": "caller"} {
@@ -144,7 +144,7 @@ func TestLayerIsKept(t *testing.T) {
 				dir, random := t.TempDir(), make([]byte, bytes)
 				_, _ = rand.Read(random)
 				require.NoError(t, os.WriteFile(filepath.Join(dir, "new"), random, 0o600))
-				for _, before := range []string{"new", "in the store already"} {
+				for _, before := range []string{"new", "in containerd already"} {
 					ctx := ctx
 					if id != "" {
 						_, err := s.manager.Create(ctx, leases.WithID(id))
