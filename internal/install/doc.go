@@ -1,5 +1,5 @@
 // Package install installs thinsnap on the machine of a privileged container, and removes it again:
 // the program, the systemd units and the configuration. It changes and removes only files that it
-// wrote itself, except for containerd's configuration, which `thinsnap setup` changes. It keeps the
-// pool with its data.
+// wrote itself, except for containerd's configuration, which `thinsnap setup` changes. Removal keeps
+// the pool and its data.
 package install

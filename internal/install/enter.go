@@ -11,8 +11,8 @@ import (
 )
 
 // Enter executes this program, which must be static, in the mount namespace of process 1. It
-// returns only on failure. The file becomes the program's standard input, because it has no name in
-// that namespace. In a container without the machine's PIDs, Enter fails with
+// returns only on failure. The file becomes the program's standard input, because its path does not
+// exist in that namespace. In a container without the machine's PIDs, Enter fails with
 // errdefs.ErrFailedPrecondition.
 func Enter(args []string, file *os.File) error {
 	// The thread keeps the new namespace until the program replaces the process.

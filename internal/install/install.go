@@ -29,7 +29,7 @@ const (
 	unitDir     = "/etc/systemd/system"
 	service     = "thinsnap.service"
 	socket      = "thinsnap.socket"
-	// openTime is the time in which a pool must open.
+	// openTime limits the wait for the pool.
 	openTime = 3 * time.Minute
 )
 
@@ -46,7 +46,7 @@ type Machine struct {
 	Run func(ctx context.Context, args ...string) error
 	// Containerd returns the machine's containerd of the given kind; nil searches here.
 	Containerd func(kind setup.Kind) (Containerd, error)
-	// InUse returns the devices in use while the daemon does not answer; nil reads this kernel's.
+	// InUse returns the devices in use, if the daemon does not answer; nil reads this kernel's.
 	InUse func() ([]string, error)
 	// Admin replaces the daemon's admin client; nil uses the configuration's socket.
 	Admin interface {
@@ -79,7 +79,7 @@ func (f Files) list(cfg config.Config) []journal.File {
 		{Path: filepath.Join(unitDir, socket), After: f.Socket},
 	}
 	if cfg.Pool.Mode == config.ModeDirectLVM {
-		text := "# The unit may use no disk otherwise.\n" + disk.DropInText(cfg.Pool.DirectLVM.Device)
+		text := "# Without this drop-in, the unit may not use the pool's disk.\n" + disk.DropInText(cfg.Pool.DirectLVM.Device)
 		all = append(all, journal.File{Path: filepath.Join(unitDir, service+".d", "disk.conf"), After: []byte(text)})
 	}
 	return all
@@ -89,9 +89,9 @@ func (f Files) list(cfg config.Config) []journal.File {
 // waits until the pool accepts snapshots. Then it runs `thinsnap setup` with args for a containerd,
 // and restarts that containerd if its configuration changed. Install can be repeated at any time.
 //
-// It fails with errdefs.ErrInvalidArgument for an invalid configuration. It fails with
-// errdefs.ErrFailedPrecondition if the package is installed, if a file is not the installer's, or
-// if the pool refuses new snapshots.
+// It fails with errdefs.ErrInvalidArgument for an invalid configuration, and with
+// errdefs.ErrFailedPrecondition if the package is installed, if a file was edited or is not the
+// installer's, if the pool refuses new snapshots, or if containerd must be restarted by hand.
 func (m *Machine) Install(ctx context.Context, files Files, kind setup.Kind, args ...string) error {
 	cfg, err := config.Parse(files.Config)
 	if err != nil {
@@ -120,8 +120,8 @@ func (m *Machine) Install(ctx context.Context, files Files, kind setup.Kind, arg
 	return m.configure(ctx, &r, kind, append([]string{programPath, "setup", string(kind)}, args...))
 }
 
-// Configure only runs this program's `thinsnap setup`, for a daemon in a container, after checking
-// the daemon's configuration. Errors are those of Install; a pool in mode "direct-lvm" is
+// Configure only sets up containerd, as Install does, for a daemon in a container. For the
+// configuration and containerd it fails as Install does, and for mode "direct-lvm" with
 // errdefs.ErrFailedPrecondition.
 func (m *Machine) Configure(ctx context.Context, text []byte, kind setup.Kind, args ...string) error {
 	cfg, err := config.Parse(text)
@@ -142,14 +142,14 @@ func (m *Machine) Configure(ctx context.Context, text []byte, kind setup.Kind, a
 func (m *Machine) requireNoPackage() error {
 	for _, path := range packaged() {
 		if _, err := os.Lstat(m.path(path)); err == nil {
-			return fmt.Errorf("thinsnap's package is installed on this machine (%s): keep it, and remove the machine's "+
-				"label, or remove the package first, which keeps the data: %w", path, errdefs.ErrFailedPrecondition)
+			return fmt.Errorf("thinsnap's package is installed on this machine (%s): remove the package, which "+
+				"keeps the data, or remove the node's label: %w", path, errdefs.ErrFailedPrecondition)
 		}
 	}
 	return nil
 }
 
-// write writes the changes. Before that, it records that the daemon must be restarted.
+// write records that the daemon must be restarted, and then writes the changes.
 func (m *Machine) write(ctx context.Context, r *record, changes []journal.File) error {
 	r.RestartDaemon = r.RestartDaemon || len(changes) > 0
 	if err := m.writeRecord(*r); err != nil {

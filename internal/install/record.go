@@ -46,7 +46,8 @@ func (m *Machine) readRecord() (r record, isThere bool, err error) {
 		err = json.Unmarshal(text, &r)
 	}
 	if err != nil {
-		return r, true, fmt.Errorf("%s: %w: remove the files of thinsnap by hand, then this one", recordPath, err)
+		return r, true, fmt.Errorf("%s: %w: remove thinsnap's program, units and configuration by hand, then this file",
+			recordPath, err)
 	}
 	if len(r.Files) == 0 {
 		return r, true, nil
@@ -77,7 +78,7 @@ func (m *Machine) removeRecord() error {
 			return err
 		}
 	}
-	_ = os.Remove(m.path(filepath.Dir(recordPath))) // it may have other files
+	_ = os.Remove(m.path(filepath.Dir(recordPath)))
 	return nil
 }
 
