@@ -1,6 +1,6 @@
 // Package autoextend extends a pool before it runs out of space, and reports the reason if it
 // cannot. It also keeps the pool's files allocated. It waits for the kernel's events, and polls
-// only while the pool should grow and cannot, or shares its disk with other programs.
+// only while the pool cannot grow or resume as it should, or shares its disk with other programs.
 package autoextend
 
 import (
@@ -19,8 +19,8 @@ import (
 )
 
 const (
-	// minInterval is the least time between two reads of the pool's status. Each device that
-	// appears or disappears raises an event, up to a hundred a second on a busy machine.
+	// minInterval is the least time between two attempts of Run. Each device that appears or
+	// disappears raises an event, up to a hundred a second on a busy machine.
 	minInterval = time.Second
 	// retryInterval is the time between two attempts while the pool cannot grow.
 	retryInterval = 10 * time.Second
@@ -84,7 +84,7 @@ type Extender struct {
 	dataBytes, metadataBytes uint64
 }
 
-// New returns an Extender for the pool p. Log messages and errors have the name.
+// New returns an Extender for the pool p, which log messages and errors call name.
 func New(name string, p Pool, growth pool.Growth) *Extender {
 	running, stop := context.WithCancel(context.Background())
 	return &Extender{pool: p, growth: growth, name: name, running: running, stop: stop}
@@ -108,10 +108,10 @@ func (e *Extender) Run(ctx context.Context, events Events) error {
 	defer e.monitor(context.WithoutCancel(ctx), true)
 	// The pool may have been loaded with another threshold, and so with another low water mark.
 	if _, err := e.extend(ctx, 0, 0); err != nil {
-		log.G(ctx).WithError(err).Warn("the pool's low water mark differs from the configuration")
+		log.G(ctx).WithError(err).Warn("the pool's low water mark may differ from the configuration")
 	}
 	for ctx.Err() == nil {
-		idle := e.check(ctx)
+		idle := e.attempt(ctx)
 		select {
 		case <-time.After(minInterval):
 		case <-ctx.Done():
@@ -170,7 +170,7 @@ func (e *Extender) waitUntil(ctx context.Context, events Events) (happened bool,
 }
 
 // keepAllocated allocates the pool's files, and returns whether to repeat that in a second. It logs
-// each change once.
+// changes.
 func (e *Extender) keepAllocated(ctx context.Context) (watched bool) {
 	watched, err := e.pool.KeepAllocated(ctx)
 	if ctx.Err() != nil {
@@ -193,9 +193,9 @@ func (e *Extender) keepAllocated(ctx context.Context) (watched bool) {
 	return watched
 }
 
-// check extends the pool if it is short of space. It returns true if nothing can change before the
-// next event.
-func (e *Extender) check(ctx context.Context) (idle bool) {
+// attempt extends the pool if it is short of space. It returns true if nothing can change before
+// the next event.
+func (e *Extender) attempt(ctx context.Context) (idle bool) {
 	stuck, idle := e.extendFor(ctx, e.growth)
 	e.setStuck(ctx, stuck)
 	return idle
@@ -231,8 +231,8 @@ func (e *Extender) grow(
 		if err == nil {
 			return after, stuck
 		}
-		// Another program may have taken the space since Largest. Try once more with less. On a
-		// busy disk the space shrinks all the time, so a second failure has its own reason.
+		// Another program may have taken the space since Largest. Try only once more, with
+		// less: on a busy disk the space shrinks all the time.
 		d, m, why := e.target(ctx, status, growth)
 		if failed || d > data || m > metadata || d == data && m == metadata {
 			return status, err.Error()
@@ -248,9 +248,10 @@ func (e *Extender) target(
 	ctx context.Context, status pool.Status, growth pool.Growth,
 ) (data, metadata uint64, stuck string) {
 	d := device{kind: "data", Space: status.Data, blockBytes: status.BlockBytes, limit: growth.DataLimit,
-		step: growth.DataStep}
+		step:   growth.DataStep,
+		remedy: "raise pool.loop.data_size, extend it with `thinsnap pool extend`, or remove snapshots"}
 	m := device{kind: "metadata", Space: status.Metadata, blockBytes: pool.MetadataBlockBytes,
-		limit: pool.MaxMetadataBytes}
+		limit: pool.MaxMetadataBytes, remedy: "remove snapshots"}
 	// The kernel has its own low water mark for metadata, and raises one event there.
 	m.low = status.MetadataLowWater * pool.MetadataBlockBytes
 	if !d.short(growth) && !m.short(growth) {
@@ -349,8 +350,7 @@ func (e *Extender) extend(ctx context.Context, dataBytes, metadataBytes uint64) 
 	return after, err
 }
 
-// recordSizes counts and logs the extensions since the last call, including those by LVM's
-// dmeventd.
+// recordSizes counts and logs the extensions since the last call, including those by dmeventd.
 func (e *Extender) recordSizes(ctx context.Context, status pool.Status) {
 	e.mu.Lock()
 	defer e.mu.Unlock()

@@ -265,6 +265,11 @@ func TestLimitApplies(t *testing.T) {
 		require.NoError(t, e.Extend(t.Context(), 200*mib, 0))
 		require.EqualValues(t, 200*mib, f.get().status.Data.Total)
 		require.Empty(t, e.Report().Stuck)
+		f.set(func(f *fake) {
+			f.status.Metadata = pool.Space{Total: pool.MaxMetadataBytes, Used: pool.MaxMetadataBytes}
+		})
+		time.Sleep(2 * minInterval)
+		require.Contains(t, e.Report().Stuck, "limited to 15.88GiB: remove snapshots")
 	})
 }
 
@@ -404,7 +409,7 @@ func TestFullPoolWithFreeBlocksIsLoadedAgain(t *testing.T) {
 	})
 }
 
-// TestMakeRoom: a caller that needs space gets it at once, and beyond the threshold.
+// TestMakeRoom: a caller that needs space gets it at once, also below the threshold.
 func TestMakeRoom(t *testing.T) {
 	run(t, growth, func(t *testing.T, f *fake, e *Extender) {
 		f.mu.Lock()

@@ -13,10 +13,11 @@ type device struct {
 	pool.Space
 	kind       string
 	blockBytes uint64
-	low        uint64 // the low water mark: the device is short if no more is free
+	low        uint64 // the low water mark: the device is short if at most this is free
 	step       uint64 // the least extension
 	largest    uint64 // the size for which the disk below it has space
 	limit      uint64 // the configured or the kernel's maximum, or 0
+	remedy     string // at the limit
 }
 
 func (d device) short(g pool.Growth) bool {
@@ -44,7 +45,7 @@ func (d device) grown(g pool.Growth) (bytes uint64, stuck string) {
 func (d device) cannotGrow() string {
 	reason := "no space left below it: free some there, or remove snapshots"
 	if d.limit > 0 && d.Total+d.blockBytes > d.limit {
-		reason = fmt.Sprintf("limited to %s: raise pool.loop.data_size, extend it with `thinsnap pool extend`, or remove snapshots", units.BytesSize(float64(d.limit)))
+		reason = fmt.Sprintf("limited to %s: %s", units.BytesSize(float64(d.limit)), d.remedy)
 	}
 	return fmt.Sprintf("%s, and it cannot grow: %s", d.fill(), reason)
 }

@@ -9,9 +9,10 @@ import (
 // file, take a second or two.
 const roomWait = 10 * time.Second
 
-// MakeRoom extends the pool, within its limits, until the given percentage of its data and of its
-// metadata is free. It returns when that succeeded or failed, when ctx ends, or after ten seconds;
-// the extension then continues. Concurrent callers share the extension of the first one.
+// MakeRoom extends the pool, within its limits and unless autoextend is disabled, until the given
+// percentage of its data and of its metadata is free. It returns when that succeeded or failed, when
+// ctx ends, or after ten seconds; the extension then continues. Concurrent callers share the
+// extension of the first one.
 func (e *Extender) MakeRoom(ctx context.Context, percent uint64) {
 	timeout := time.NewTimer(roomWait)
 	defer timeout.Stop()
