@@ -33,9 +33,9 @@ const (
 var plain = regexp.MustCompile(`^/[A-Za-z0-9/_.:+=@-]+$`)
 
 // Stable returns a name of the disk that is stable across reboots, from a directory such as [ByID],
-// and false if there is none. Names below /dev/disk and /dev/mapper are stable. It fails with
-// errdefs.ErrNotFound for a missing disk, and with errdefs.ErrInvalidArgument for a name that needs
-// escapes.
+// or device and false if there is none. Names below /dev/disk and /dev/mapper are stable. It fails
+// with errdefs.ErrNotFound for a missing disk, and with errdefs.ErrInvalidArgument for a name that
+// needs escapes.
 func Stable(device, byID string) (name string, stable bool, err error) {
 	target, err := filepath.EvalSymlinks(device)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -133,8 +133,8 @@ func Configure(path, device string) (journal.File, error) {
 	return f, verify(f, device)
 }
 
-// sameDisk reports whether two names are those of one disk. The configured name stays, because LVM
-// finds a pool by the disk's label.
+// sameDisk reports whether two names are those of one disk. The configured name stays, because
+// thinsnap refuses another one for a pool that was made with it.
 func sameDisk(one, two string) bool {
 	if one == two {
 		return true
@@ -155,8 +155,8 @@ var (
 	deviceLine = regexp.MustCompile(`^\s*(#?)\s*device\s*=\s*(""|'')\s*(#.*)?$`)
 )
 
-// withDevice returns the text with a line in the disk's table: in place of an empty value, below a
-// commented-out line, or first in the table, which is added if it is missing.
+// withDevice returns the text with a line in the table pool.direct_lvm, which it adds if missing: in
+// place of an empty device, below a commented-out one, or first.
 func withDevice(text, line string) string {
 	lines := strings.SplitAfter(text, "\n")
 	at, replaces, inTable := -1, 0, false
