@@ -31,7 +31,7 @@ const maxRunning = 2
 const turnWait = time.Minute
 
 // errNoTurn is returned if other comparisons used up turnWait.
-var errNoTurn = fmt.Errorf("waited %v for a turn, because %d comparisons of snapshots run at a time: try again later: %w",
+var errNoTurn = fmt.Errorf("waited %v for a turn: only %d comparisons of snapshots run at a time: try again later: %w",
 	turnWait, maxRunning, errdefs.ErrUnavailable)
 
 // Snapshots is the part of a snapshotter that a Differ uses.
