@@ -56,8 +56,8 @@ func (c *shared) fill(t *testing.T, d *harnesstest.Containerd, image, key string
 	d.Ctr(t, "snapshots", "--snapshotter", harness.ThinsnapName, "prepare", key, d.TopLayer(t, harness.ThinsnapName))
 }
 
-// collect has a containerd pull an image and remove it again. Its collector then removes each
-// snapshot in thinsnap that it does not know.
+// collect has a containerd pull and remove an image. Its collector then tries to remove each snapshot in thinsnap that
+// it does not know.
 func (c *shared) collect(t *testing.T, d *harnesstest.Containerd, proxy, image string) error {
 	t.Helper()
 	_, err := d.TryCtr("images", "pull", "--plain-http", "--snapshotter", proxy, image)
@@ -66,7 +66,7 @@ func (c *shared) collect(t *testing.T, d *harnesstest.Containerd, proxy, image s
 	return err
 }
 
-// restart starts a containerd again after end, and waits until thinsnap has identified it.
+// restart ends a containerd with end, starts it again, and waits until thinsnap has identified it.
 func (c *shared) restart(t *testing.T, d *harnesstest.Containerd, end func()) {
 	t.Helper()
 	end()
@@ -208,7 +208,7 @@ func (c *shared) awaitInstallation(t *testing.T, file string) (uuid string) {
 	return uuid
 }
 
-// TestRenamedProxy: containerd's collector for another name of the proxy plugin does nothing.
+// TestRenamedProxy: under another name of the proxy plugin, containerd's collector removes nothing.
 func TestRenamedProxy(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.NoLeaks(t)

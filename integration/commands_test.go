@@ -85,7 +85,7 @@ func info(t *testing.T, printed string) snapshotInfo {
 	return parsed
 }
 
-// size reads `ctr snapshots usage -b KEY`: a heading, then key, bytes and inodes.
+// size parses the output of `ctr snapshots usage -b KEY`: a heading, then key, bytes and inodes.
 func size(t *testing.T, printed string) int64 {
 	t.Helper()
 	lines := strings.Split(printed, "\n")

@@ -66,7 +66,7 @@ func TestWithTheUnitsCapabilities(t *testing.T) {
 			require.Equal(t, "bind", shared[0].Type, "thinsnap has a mount of its own")
 			require.Equal(t, os.Getpid(), d.Info(t).Client.PID)
 			require.True(t, d.Info(t).Client.Alive)
-			require.NoError(t, sn.Commit(ctx, "layer", "work"), "while mounted: thinsnap makes a copy, and replays its journal")
+			require.NoError(t, sn.Commit(ctx, "layer", "work"), "while mounted: thinsnap makes a copy, and replays the copy's journal")
 			require.NoError(t, mount.UnmountAll(dir, 0))
 
 			mounts, err = sn.View(ctx, "view", "layer")

@@ -98,7 +98,7 @@ func (b *testbed) requireLayer(t *testing.T, want, got string) {
 	t.Helper()
 	require.Equal(t, names(t, want), names(t, got))
 	if b.Release.DifferProxies && want != got {
-		require.Fail(t, "the entries have the same names, but they are not the same")
+		require.Fail(t, "the layers differ, although their entries have the same names")
 	}
 }
 

@@ -22,7 +22,7 @@ type docker struct {
 	*testbed
 	engine  *harnesstest.Docker
 	version string
-	differ  admin.Differ // at the last check
+	differ  admin.Differ // at the last requireLayers
 }
 
 // TestDocker runs Docker Engines on thinsnap, with thinsnap's differ. Nothing is left after each.
@@ -74,7 +74,7 @@ func (e *docker) inContainer(t *testing.T, image, command string) string {
 	return e.run(t, "run", "--rm", "--network", "none", image, "sh", "-c", command)
 }
 
-// requireLayers requires that thinsnap's differ has made this number of layers since the last check, and no other
+// requireLayers requires that thinsnap's differ has made this number of layers since its last call, and no other
 // differ has made one.
 func (e *docker) requireLayers(t *testing.T, made uint64) {
 	t.Helper()

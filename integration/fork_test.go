@@ -17,8 +17,8 @@ import (
 // forkLabel makes a Prepare a fork.
 const forkLabel = "containerd.io/snapshot/thinsnap/from="
 
-// testFork forks a running container: with a copy of its record, as a snapshot alone, and for a container that a client
-// makes. Each fork has the container's content of that moment, and shares no later change.
+// testFork forks a running container: with its metadata in containerd, as a snapshot alone, and for a container that a
+// client makes. Each fork has the container's content of that moment, and shares no later change.
 func testFork(t *testing.T, b *testbed) {
 	if b.thinsnap == nil {
 		t.Skip("no other snapshotter has forks")
@@ -66,8 +66,8 @@ func testForkAlone(t *testing.T, b *testbed) {
 	})
 }
 
-// testForkToken gives the forked disk to a container that ctr makes. nerdctl's own containers are forked this way, not
-// with their record. A token is for one snapshot.
+// testForkToken gives the forked disk to a container that ctr makes. nerdctl's containers can be forked only this way.
+// A token is for one snapshot.
 func testForkToken(t *testing.T, b *testbed, image string) {
 	source := "warm"
 	if b.Release.Transfer { // once is enough

@@ -73,9 +73,8 @@ func (a answers) RoundTrip(r *http.Request) (*http.Response, error) {
 	}, err
 }
 
-// crowd is a daemon with n snapshots, of images of 25 layers each. Their keys contain HTML, which the page must not
-// execute.
-func crowd(n int) answers {
+// manySnapshots is a daemon with n snapshots, of images of 25 layers each. Their keys contain HTML.
+func manySnapshots(n int) answers {
 	var snapshots []admin.Snapshot
 	for i := range n {
 		s := admin.Snapshot{Key: fmt.Sprintf("k8s.io/%d/<img src=x onerror=alert(1)>", i), Kind: admin.KindCommitted, DeviceID: uint32(i + 1), Size: 10 << 30}
@@ -95,7 +94,7 @@ func crowd(n int) answers {
 	return answers{
 		"/v1/info": admin.Info{
 			Daemon:    admin.Daemon{Version: "1.2.3", StartedAt: start, UptimeSeconds: 60000},
-			Pool:      admin.Pool{Name: "crowd", State: admin.StateOutOfDataSpace, NeedsCheck: true, Data: space, Metadata: space},
+			Pool:      admin.Pool{Name: "pool", State: admin.StateOutOfDataSpace, NeedsCheck: true, Data: space, Metadata: space},
 			Snapshots: admin.SnapshotCounts{Committed: uint64(n)}, Devices: admin.Volumes{Trash: 3},
 		},
 		"/v1/activity": admin.Activity{
@@ -135,9 +134,9 @@ func requireQuiet(t *testing.T, p *browser.Page, url string) {
 	}
 }
 
-// TestPageOfACrowd: the page is usable with 10,000 snapshots, by keyboard too, and executes nothing of their keys.
-func TestPageOfACrowd(t *testing.T) {
-	p, url := showPage(t, crowd(10000), browser.Options{Width: 1280, Height: 1000, Dark: true})
+// TestPageOfManySnapshots: the page is usable with 10,000 snapshots, by keyboard too, and executes no HTML in keys.
+func TestPageOfManySnapshots(t *testing.T) {
+	p, url := showPage(t, manySnapshots(10000), browser.Options{Width: 1280, Height: 1000, Dark: true})
 	require.Equal(t, "out of data space, needs a check", p.Text(t, "state"))
 	require.Contains(t, p.Text(t, "data"), "95% full")
 	require.Contains(t, p.Text(t, "data"), "no new snapshots")
@@ -180,7 +179,7 @@ func TestPageOfACrowd(t *testing.T) {
 
 // TestPageOfSeveralClients: with more than one client, the page shows a snapshot's client.
 func TestPageOfSeveralClients(t *testing.T) {
-	daemon := crowd(2)
+	daemon := manySnapshots(2)
 	list, ok := daemon["/v1/snapshots"].(admin.SnapshotList)
 	require.True(t, ok)
 	list.Snapshots[0].Client, list.Snapshots[1].Client = "default", "default"
@@ -286,7 +285,7 @@ func (e *ending) RoundTrip(r *http.Request) (*http.Response, error) {
 
 // TestPageOfADaemonThatEnds: the page says that its data are old.
 func TestPageOfADaemonThatEnds(t *testing.T) {
-	daemon := &ending{daemon: crowd(3)}
+	daemon := &ending{daemon: manySnapshots(3)}
 	p, _ := showPage(t, daemon, browser.Options{Width: 400, Height: 800})
 	require.Equal(t, "live", p.Text(t, "live"))
 	require.False(t, browser.Eval[bool](t, p, "document.documentElement.scrollWidth > innerWidth"), "on a telephone it is not wider than the window")

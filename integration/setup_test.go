@@ -22,8 +22,8 @@ import (
 
 var updateSetup = flag.Bool("update-setup", false, "write the output of thinsnap setup to testdata/setup")
 
-// setupStand is a containerd from the cache with a configuration of its own.
-type setupStand struct {
+// setupTestbed is a containerd from the cache with a configuration of its own.
+type setupTestbed struct {
 	use     setup.Containerd
 	release setup.Release
 	record  string
@@ -49,8 +49,8 @@ func setupPrograms(t *testing.T) map[string]string {
 	return programs
 }
 
-// newSetupStand writes the files of a configuration. "DIR" in them stands for their directory.
-func newSetupStand(t *testing.T, program string, files map[string]string) *setupStand {
+// newSetupTestbed writes the files of a configuration. "DIR" in them stands for their directory.
+func newSetupTestbed(t *testing.T, program string, files map[string]string) *setupTestbed {
 	t.Helper()
 	dir := t.TempDir()
 	for name, text := range files {
@@ -59,7 +59,7 @@ func newSetupStand(t *testing.T, program string, files map[string]string) *setup
 		require.NoError(t, os.WriteFile(path, []byte(strings.ReplaceAll(text, "DIR", filepath.Join(dir, "etc"))), 0o600))
 	}
 	require.NoError(t, os.MkdirAll(filepath.Join(dir, "etc"), 0o755))
-	s := &setupStand{
+	s := &setupTestbed{
 		use: setup.Containerd{
 			Kind: setup.System, Executable: program, Config: filepath.Join(dir, "etc", "config.toml"), Source: "the test",
 		},
@@ -72,10 +72,10 @@ func newSetupStand(t *testing.T, program string, files map[string]string) *setup
 	return s
 }
 
-func (s *setupStand) dir() string { return filepath.Dir(s.use.Config) }
+func (s *setupTestbed) dir() string { return filepath.Dir(s.use.Config) }
 
 // files returns the contents of all files of the configuration, and its directories.
-func (s *setupStand) files(t *testing.T) map[string]string {
+func (s *setupTestbed) files(t *testing.T) map[string]string {
 	t.Helper()
 	found := make(map[string]string)
 	require.NoError(t, filepath.WalkDir(s.dir(), func(path string, d fs.DirEntry, err error) error {
@@ -90,7 +90,7 @@ func (s *setupStand) files(t *testing.T) map[string]string {
 	return found
 }
 
-func (s *setupStand) open(t *testing.T) *journal.Record {
+func (s *setupTestbed) open(t *testing.T) *journal.Record {
 	t.Helper()
 	r, err := journal.Open(s.record)
 	require.NoError(t, err)
@@ -106,13 +106,13 @@ func thinsnapFor(isDefault bool, runtimes ...string) setup.Wish {
 	}
 }
 
-func (s *setupStand) plan(t *testing.T, w setup.Wish) (setup.Plan, error) {
+func (s *setupTestbed) plan(t *testing.T, w setup.Wish) (setup.Plan, error) {
 	t.Helper()
 	return s.use.Plan(t.Context(), s.release, w, s.open(t), "thinsnap setup containerd")
 }
 
 // apply makes a change, and returns how containerd then reads its configuration.
-func (s *setupStand) apply(t *testing.T, w setup.Wish) setup.Dump {
+func (s *setupTestbed) apply(t *testing.T, w setup.Wish) setup.Dump {
 	t.Helper()
 	plan, err := s.plan(t, w)
 	require.NoError(t, err)
@@ -129,7 +129,7 @@ func (s *setupStand) apply(t *testing.T, w setup.Wish) setup.Dump {
 	return dump
 }
 
-func (s *setupStand) undo(t *testing.T) {
+func (s *setupTestbed) undo(t *testing.T) {
 	t.Helper()
 	require.NoError(t, s.open(t).TakeBack())
 	require.Equal(t, s.before, s.files(t))
@@ -238,7 +238,7 @@ func TestSetup(t *testing.T) {
 				continue
 			}
 			t.Run(release+"/"+name, func(t *testing.T) {
-				testSetup(t, release, name, newSetupStand(t, program, c.files))
+				testSetup(t, release, name, newSetupTestbed(t, program, c.files))
 			})
 		}
 	}
@@ -251,7 +251,7 @@ func defaultOf(t *testing.T, program string) string {
 	return strings.ReplaceAll(text, "/etc/containerd/conf.d", "DIR/conf.d")
 }
 
-func testSetup(t *testing.T, release, name string, s *setupStand) {
+func testSetup(t *testing.T, release, name string, s *setupTestbed) {
 	t.Helper()
 	// Docker's configuration has no CRI, and version 1 no list for the transfer service.
 	isFirst := name == "docker" || name == "first" || name == "empty"
@@ -316,7 +316,7 @@ func lastUnpack(d setup.Dump) string {
 }
 
 // requireSetUp compares the changed files with those in testdata.
-func requireSetUp(t *testing.T, s *setupStand, release, name string) {
+func requireSetUp(t *testing.T, s *setupTestbed, release, name string) {
 	t.Helper()
 	var b strings.Builder
 	now := s.files(t)
@@ -383,7 +383,7 @@ func TestSetupRefuses(t *testing.T) {
 			},
 		} {
 			t.Run(release+"/"+name, func(t *testing.T) {
-				s := newSetupStand(t, program, c.files)
+				s := newSetupTestbed(t, program, c.files)
 				_, err := s.plan(t, c.wish)
 				require.ErrorIs(t, err, c.class)
 				require.ErrorContains(t, err, c.text)
@@ -397,7 +397,7 @@ func TestSetupRefuses(t *testing.T) {
 func TestSetupByHand(t *testing.T) {
 	for release, program := range setupPrograms(t) {
 		t.Run(release, func(t *testing.T) {
-			s := newSetupStand(t, program, map[string]string{"config.toml": "version = 2\n", "conf.d/old.toml": "not TOML"})
+			s := newSetupTestbed(t, program, map[string]string{"config.toml": "version = 2\n", "conf.d/old.toml": "not TOML"})
 			s.apply(t, thinsnapFor(false))
 			main, err := os.ReadFile(s.use.Config)
 			require.NoError(t, err)
@@ -409,7 +409,7 @@ func TestSetupByHand(t *testing.T) {
 			require.ErrorContains(t, err, "was edited since")
 			require.ErrorIs(t, s.open(t).TakeBack(), errdefs.ErrFailedPrecondition)
 
-			byHand := newSetupStand(t, program, map[string]string{"config.toml": "version = 2\n[proxy_plugins.thinsnap]\n" +
+			byHand := newSetupTestbed(t, program, map[string]string{"config.toml": "version = 2\n[proxy_plugins.thinsnap]\n" +
 				"type = \"snapshot\"\naddress = \"/run/thinsnap/thinsnap.sock\"\n[[plugins.\"io.containerd.transfer.v1.local\"" +
 				".unpack_config]]\nplatform = \"linux/amd64\"\nsnapshotter = \"thinsnap\"\n"})
 			plan, err := byHand.plan(t, thinsnapFor(false))

@@ -46,14 +46,14 @@ version = 2
 `
 )
 
-func (s *setupStand) planK3s(t *testing.T, w setup.Wish) (setup.Plan, error) {
+func (s *setupTestbed) planK3s(t *testing.T, w setup.Wish) (setup.Plan, error) {
 	t.Helper()
 	return s.use.PlanK3s(t.Context(), s.release, w, s.open(t), "thinsnap setup k3s")
 }
 
 // TestSetupK3s: with containerd 2.x, k3s's configuration imports a directory, and setup writes its drop-in there.
 func TestSetupK3s(t *testing.T) {
-	s := newSetupStand(t, setupPrograms(t)["2.4"], map[string]string{"config.toml": ofK3s})
+	s := newSetupTestbed(t, setupPrograms(t)["2.4"], map[string]string{"config.toml": ofK3s})
 	for _, isDefault := range []bool{false, true} {
 		plan, err := s.planK3s(t, thinsnapFor(isDefault))
 		require.NoError(t, err)
@@ -70,7 +70,7 @@ func TestSetupK3s(t *testing.T) {
 	}
 	s.undo(t)
 
-	none := newSetupStand(t, setupPrograms(t)["2.4"], nil)
+	none := newSetupTestbed(t, setupPrograms(t)["2.4"], nil)
 	_, err := none.planK3s(t, thinsnapFor(false))
 	require.ErrorIs(t, err, errdefs.ErrNotFound)
 	require.ErrorContains(t, err, "start k3s or RKE2 once")
@@ -79,7 +79,7 @@ func TestSetupK3s(t *testing.T) {
 // TestSetupOlderK3s: if k3s's configuration has no imports, setup writes a template that begins with k3s's own.
 func TestSetupOlderK3s(t *testing.T) {
 	for release, program := range setupPrograms(t) {
-		s := newSetupStand(t, program, map[string]string{"config.toml": ofOlderK3s})
+		s := newSetupTestbed(t, program, map[string]string{"config.toml": ofOlderK3s})
 		plan, err := s.planK3s(t, thinsnapFor(false))
 		require.NoError(t, err, release)
 		require.Len(t, plan.Files, 1)

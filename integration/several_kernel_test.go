@@ -199,7 +199,7 @@ func TestExchangedAddresses(t *testing.T) {
 				addresses[0], addresses[1] = addresses[1], addresses[0]
 				for _, d := range all {
 					d.AwaitSnapshotter(t, harness.ThinsnapName)
-					for range 8 { // makes its numbers higher than all existing ones
+					for range 8 { // its keys' numbers then exceed all existing ones
 						d.Ctr(t, "snapshots", "--snapshotter", harness.ThinsnapName, "prepare", "gone", "")
 						d.Ctr(t, "snapshots", "--snapshotter", harness.ThinsnapName, "rm", "gone")
 					}

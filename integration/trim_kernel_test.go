@@ -15,8 +15,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// TestPoolTrim: `thinsnap pool trim` returns blocks that containers have freed to the file below the pool of a running
-// daemon.
+// TestPoolTrim: `thinsnap pool trim` returns freed blocks to a running daemon's pool, and to the file system below it.
 func TestPoolTrim(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.NoLeaks(t)

@@ -2,7 +2,7 @@
 # vuln.sh GOVULNCHECK [REPORT]: fails if thinsnap's code can reach a known vulnerability in a dependency or in Go, or if
 # the check is not possible. It asks vuln.go.dev, or the database $GOVULNDB. Without a network, THINSNAP_NO_NETWORK=1
 # makes an impossible check a skip. Vulnerabilities of the tools that tests and the demo run as root are only printed,
-# because they are no part of thinsnap. REPORT gets the results as events of `go doc test2json`.
+# because they are no part of thinsnap. REPORT gets the results as events of `go tool test2json`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 govulncheck=$1 report=${2:-/dev/null}

@@ -2,7 +2,7 @@ package accounting
 
 import "time"
 
-// Usage is the usage in a time, or one operation's part of that usage.
+// Usage is the usage in an interval, or the average usage of an operation.
 type Usage struct {
 	Duration  time.Duration
 	Processes map[string]Cost
@@ -82,7 +82,7 @@ func (u Usage) Less(idle Usage) Usage {
 // Per returns the usage of one of n operations; n is at least 1.
 func (u Usage) Per(n int) Usage { return Usage{}.combine(u, 1/float64(n)) }
 
-// combine returns u plus other times factor. The duration of a subtraction is u's.
+// combine returns u plus other times factor. If factor is negative, the duration is u's.
 func (u Usage) combine(other Usage, factor float64) Usage {
 	sum := Usage{
 		Duration:  u.Duration,

@@ -74,7 +74,7 @@ func TestAdoption(t *testing.T) {
 			}
 			n.removeAll(t, harness.ThinsnapName)
 			n.removeLeftovers(t)
-			n.requireBase(t)
+			n.requireAsBefore(t)
 		})
 	}
 }

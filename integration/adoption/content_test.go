@@ -42,7 +42,7 @@ func (n *node) image() string {
 // content has the built-in make content as its users do.
 func (n *node) content(t *testing.T) {
 	t.Helper()
-	n.bare(t)
+	n.onlySnapshots(t)
 	n.Pull(t, harness.DevmapperName, n.image())
 	n.Ctr(t, "run", "--snapshotter", harness.DevmapperName, n.image(), fromCtr, "sh", "-c", change)
 	if !n.small {
@@ -50,8 +50,8 @@ func (n *node) content(t *testing.T) {
 	}
 }
 
-// bare has the built-in make snapshots of each kind, which takes little time.
-func (n *node) bare(t *testing.T) {
+// onlySnapshots has the built-in make snapshots of each kind, which takes little time.
+func (n *node) onlySnapshots(t *testing.T) {
 	t.Helper()
 	n.createLease(t, otherNS)
 	n.layer(t, otherNS, lowerKey, "")

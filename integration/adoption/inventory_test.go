@@ -114,8 +114,8 @@ func (n *node) removeAll(t *testing.T, snapshotter string) {
 func (c client) unroot() error {
 	infos, err := c.infos()
 	for _, info := range infos {
-		delete(info.Labels, root)
-		if _, updateErr := c.Update(c, info, "labels."+root); !errdefs.IsNotFound(updateErr) { // it may be collected already
+		delete(info.Labels, rootLabel)
+		if _, updateErr := c.Update(c, info, "labels."+rootLabel); !errdefs.IsNotFound(updateErr) { // it may be collected already
 			err = errors.Join(err, updateErr)
 		}
 	}

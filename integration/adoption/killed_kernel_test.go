@@ -25,7 +25,7 @@ func TestKilled(t *testing.T) {
 	tools, err := harness.FindTools("../..")
 	require.NoError(t, err)
 	n := newNode(t, tools, variant{release: tools.Releases[0], filesystem: "ext4", skipsZeroing: true, small: true})
-	n.bare(t)
+	n.onlySnapshots(t)
 	n.newThinsnap(t)
 	before := reference{n.trees(t, harness.DevmapperName), n.inventory(t, harness.DevmapperName)}
 	n.stop(t)

@@ -47,7 +47,7 @@ func TestManyImages(t *testing.T) {
 	want.requireSame(t, n.trees(t, harness.ThinsnapName))
 	n.removeAll(t, harness.ThinsnapName)
 	n.removeLeftovers(t)
-	n.requireBase(t)
+	n.requireAsBefore(t)
 }
 
 // tenImages returns an OCI archive of images that share all layers but one.

@@ -47,11 +47,11 @@ type node struct {
 	pool     *pool
 	tools    harness.Tools
 	images   harnesstest.Images
-	base     uint64 // blocks of the pool in use at first
+	before   uint64 // blocks of the pool in use before the built-in
 	registry *harness.Process
 	thinsnap *harnesstest.Thinsnap
 	pod      *harnesstest.Pod // of the CRI, stopped
-	made     trees            // the trees of snapshots after prepare and layer
+	made     trees            // the trees of snapshots that prepare and layer made
 	foreign  []uint32         // volumes without a record of the built-in
 	programs string           // the first directory of containerd's PATH
 }
@@ -92,7 +92,7 @@ func newNode(t *testing.T, tools harness.Tools, v variant) *node {
 	t.Helper()
 	n := &node{variant: v, pool: newPool(t, v), tools: tools, programs: t.TempDir(), made: make(trees)}
 	n.registry, n.images = harnesstest.StartRegistryProcess(t, tools)
-	n.base = n.pool.used(t)
+	n.before = n.pool.used(t)
 	dir := harnesstest.NewDisk(t)
 	setup := harness.Setup{Dir: dir, State: harnesstest.ShortDir(t), Namespace: defaultNS, Programs: n.programs,
 		Devmapper: &harness.Devmapper{Root: filepath.Join(dir, "devmapper"), PoolName: n.pool.Name(), BaseSize: "512MB",
@@ -180,11 +180,11 @@ func (n *node) must(t *testing.T, ns, snapshotter string, f func(c client) error
 	require.NoError(t, n.call(t, ns, snapshotter, f))
 }
 
-// root is a label that keeps a snapshot from garbage collection.
-const root = "containerd.io/gc.root"
+// rootLabel keeps a snapshot from garbage collection.
+const rootLabel = "containerd.io/gc.root"
 
 func rooted() snapshots.Opt {
-	return snapshots.WithLabels(map[string]string{root: "2020-01-01T00:00:00Z"})
+	return snapshots.WithLabels(map[string]string{rootLabel: "2020-01-01T00:00:00Z"})
 }
 
 // held returns a context with a lease, which keeps new snapshots from garbage collection.
@@ -233,7 +233,7 @@ func (c client) deleteLease(id string) error {
 	return err
 }
 
-// createLease creates the lease for the snapshots of prepare and layer.
+// createLease creates the lease for the snapshots that prepare and layer make.
 func (n *node) createLease(t *testing.T, ns string) {
 	t.Helper()
 	n.must(t, ns, harness.DevmapperName, func(c client) error { return c.createLease(leaseID) })

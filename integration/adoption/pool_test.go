@@ -87,7 +87,7 @@ func attach(t *testing.T, name string, size int64) string {
 	return device
 }
 
-// command runs a program of the system, with no udev, and returns its output.
+// command runs a program without waiting for udev, and returns its output.
 func command(t *testing.T, program string, args ...string) string {
 	t.Helper()
 	out, err := harness.Run(append(os.Environ(), "DM_DISABLE_UDEV=1"), program, args...)

@@ -153,12 +153,12 @@ func (n *node) removeLeftovers(t *testing.T) int {
 	return len(kept)
 }
 
-// requireBase: after the removal of everything, the pool is as it was before the built-in used it.
-func (n *node) requireBase(t *testing.T) {
+// requireAsBefore: after the removal of everything, the pool is as it was before the built-in used it.
+func (n *node) requireAsBefore(t *testing.T) {
 	t.Helper()
 	require.Contains(t, n.thinsnap.Run(t, "check"), "no problems found")
 	n.thinsnap.Stop(t)
 	require.NoError(t, n.thinsnap.Destroy())
 	n.deleteForeign(t)
-	n.pool.awaitUsed(t, n.base)
+	n.pool.awaitUsed(t, n.before)
 }

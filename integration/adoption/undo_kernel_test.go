@@ -159,6 +159,6 @@ func (n *node) undoAfterRemoval(t *testing.T, _ reference) {
 	n.startAdopted(t)
 	n.removeAll(t, harness.ThinsnapName)
 	n.removeLeftovers(t)
-	n.requireBase(t)
+	n.requireAsBefore(t)
 	require.FileExists(t, filepath.Join(n.Devmapper.Root, "metadata.db.adopted"))
 }

@@ -10,7 +10,7 @@ import (
 )
 
 // WriteBeside writes the rows that two reports have in common, such as those of two kernels, as text: for each report
-// the floor, both forms of overlayfs, thinsnap, and its quotients to them. Quotients can be compared between machines.
+// the floor, both forms of overlayfs, thinsnap, and its ratios to overlayfs. Ratios can be compared between machines.
 func (r *Report) WriteBeside(out io.Writer, other *Report) error {
 	peers := []string{Overlayfs, OverlayProxy}
 	shown := []string{Floor, Overlayfs, OverlayProxy, Thinsnap}
@@ -23,7 +23,7 @@ func (r *Report) WriteBeside(out io.Writer, other *Report) error {
 		return err
 	}
 	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	// Flush returns its errors, too.
+	// Flush returns Fprintln's errors, too.
 	line := func(cells ...string) { fmt.Fprintln(table, strings.Join(cells, "\t")) }
 	heading := []string{"case", "", "unit"}
 	for i := range 2 {

@@ -23,7 +23,7 @@ const (
 	floorRemove   = "a volume deactivated and deleted"
 )
 
-// floorPairs names the rate with this number of workers.
+// floorPairs returns the row's name for a number of workers.
 func floorPairs(workers int) string { return fmt.Sprintf("made and removed, workers: %d", workers) }
 
 // fromFloor fills the floor's column of a row, if the floor was measured.

@@ -121,7 +121,7 @@ func (s *suite) intoDirectories(tars [][]byte) error {
 	return nil
 }
 
-// untar unpacks a layer. Whiteouts are those of overlayfs, which need no files below.
+// untar unpacks a layer. Whiteouts are those of overlayfs, which do not need the lower layers.
 func (s *suite) untar(dir string, tar []byte) error {
 	_, err := archive.Apply(s.ctx, dir, bytes.NewReader(tar), archive.WithConvertWhiteout(archive.OverlayConvertWhiteout))
 	return err

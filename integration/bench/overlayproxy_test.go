@@ -67,6 +67,6 @@ func startOverlayProxy(t testing.TB, dir string) (harness.Proxy, int) {
 	require.Eventually(t, func() bool {
 		_, err := os.Stat(socket)
 		return err == nil
-	}, time.Minute, 10*time.Millisecond, "no socket of overlayfs as a proxy")
+	}, time.Minute, 10*time.Millisecond, "overlayfs as a proxy does not listen")
 	return harness.Proxy{Name: OverlayProxy, Address: socket, Root: filepath.Join(dir, "root")}, cmd.Process.Pid
 }

@@ -78,7 +78,7 @@ func benchBytes(s *suite) {
 		}
 		seen := make(map[string]float64)
 		exact := func(value float64, row string) float64 { seen[row] = value; return value }
-		at("nobody has used it", exact)
+		at("unused", exact)
 		s.prepare(t, "")
 		at("an empty first layer", exact)
 		parent := s.unpack(t, s.images.Busybox)
@@ -103,7 +103,7 @@ func benchBytes(s *suite) {
 	}
 }
 
-// benchCosts counts costs of operations that are the same on every machine.
+// benchCosts counts costs that are the same on every machine.
 func benchCosts(s *suite) {
 	s.unpackParents()
 	database := s.containerd.Root + "/io.containerd.metadata.v1.bolt/meta.db"

@@ -30,7 +30,7 @@ const (
 // columns in the order of the table.
 func columns() []string { return []string{Floor, Overlayfs, OverlayProxy, Native, Thinsnap, Devmapper} }
 
-// ratios are the quotients of medians that follow the columns.
+// ratios are the pairs of columns whose ratios follow the columns.
 func ratios() [][2]string {
 	return [][2]string{{Thinsnap, Overlayfs}, {Thinsnap, OverlayProxy}, {Devmapper, Thinsnap}}
 }
@@ -115,7 +115,7 @@ func (r *Report) WriteTable(out io.Writer) error {
 		return err
 	}
 	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	// Flush returns its errors, too.
+	// Flush returns Fprintln's errors, too.
 	line := func(cells ...string) { fmt.Fprintln(table, strings.Join(cells, "\t")) }
 	heading := append([]string{"case", "", "unit"}, columns()...)
 	for _, ratio := range ratios() {

@@ -10,13 +10,13 @@ import (
 
 // The processes whose costs are counted separately.
 const (
-	client     = "client"
-	containerd = "containerd"
-	proxied    = "proxy" // a snapshotter that is a process of its own
+	client       = "client"
+	containerd   = "containerd"
+	proxyProcess = "proxy" // a snapshotter that is a process of its own
 )
 
 // processes in the order of the table.
-func processes() []string { return []string{client, containerd, proxied} }
+func processes() []string { return []string{client, containerd, proxyProcess} }
 
 // AddUsage adds the average usage of one operation, and its duration.
 func (r *Report) AddUsage(group, column string, wall time.Duration, u accounting.Usage) {

@@ -25,14 +25,14 @@ func TestAddUsage(t *testing.T) {
 	})
 	r.AddUsage("usage, View", Thinsnap, 8*ms, accounting.Usage{
 		Processes: map[string]accounting.Cost{
-			client:     {User: ms, Voluntary: 2},
-			containerd: {User: 2 * ms, System: ms, Programs: ms, Voluntary: 3, Involuntary: 1},
-			proxied:    {User: 2 * ms, System: 2 * ms, Voluntary: 5, Involuntary: 5},
+			client:       {User: ms, Voluntary: 2},
+			containerd:   {User: 2 * ms, System: ms, Programs: ms, Voluntary: 3, Involuntary: 1},
+			proxyProcess: {User: 2 * ms, System: 2 * ms, Voluntary: 5, Involuntary: 5},
 		},
 		Kernel: accounting.Cost{System: ms, Voluntary: 3, Involuntary: 1},
 		Busy:   12 * ms,
 	})
-	r.AddCalls("usage, View", Thinsnap, proxied, 2, map[string]int{
+	r.AddCalls("usage, View", Thinsnap, proxyProcess, 2, map[string]int{
 		"futex": 4, "clock_gettime": 6, "ioctl": 2, "fdatasync": 2, "fsync": 1, "openat": 3, "read": 4, "mmap": 1,
 	})
 	none := math.NaN()

@@ -190,7 +190,7 @@ func (s *suite) idle(t *target) (quietest accounting.Usage) {
 func (s *suite) meter(t *target, op func() error) accounting.Usage {
 	pids := map[string]int{client: os.Getpid(), containerd: s.containerd.PID()}
 	if t.pid != s.containerd.PID() {
-		pids[proxied] = t.pid
+		pids[proxyProcess] = t.pid
 	}
 	m, err := accounting.Start(pids)
 	require.NoError(s.b, err)
@@ -219,7 +219,7 @@ func benchCalls(s *suite) {
 				if t.pid == s.containerd.PID() {
 					return run()
 				}
-				s.report.AddCalls("usage, "+op.name, t.name, proxied, n, trace.Calls(s.b, t.pid, run))
+				s.report.AddCalls("usage, "+op.name, t.name, proxyProcess, n, trace.Calls(s.b, t.pid, run))
 				return nil
 			}
 			s.report.AddCalls("usage, "+op.name, t.name, containerd, n, trace.Calls(s.b, s.containerd.PID(), own))

@@ -55,8 +55,8 @@ func TestCostsWithASpare(t *testing.T) {
 	require.EqualValues(t, 1, daemon.Info(t).Spares.Hits)
 }
 
-// TestCostsOfGrowing counts the costs of watching a pool that gets full: for an event of the kernel, a look at the pool
-// and a wait for the next event, at most once a second. All operations in that second share them.
+// TestCostsOfGrowing counts the costs of watching a pool that gets full. Each event of the kernel costs a look at the
+// pool and a wait for the next event, at most once a second. All operations in that second share them.
 func TestCostsOfGrowing(t *testing.T) {
 	ctx, daemon, sn := clientWith(t, harness.Options{Filesystem: "ext4", BaseSize: filesystems["ext4"], NoSpares: true})
 	_, err := sn.Prepare(ctx, "first", "")
@@ -70,7 +70,7 @@ func TestCostsOfGrowing(t *testing.T) {
 	// Devices of earlier tests that are being removed raise events, too.
 	trace.AwaitIdle(t, daemon.PID())
 	got, watched = count(t, daemon, func() error { time.Sleep(3 * time.Second); return nil })
-	t.Logf("nothing: %v", got)
+	t.Logf("idle: %v", got)
 	require.LessOrEqual(t, got.Ioctls-2*got.Looks, watched)
 	require.Equal(t, trace.Cost{Ioctls: got.Ioctls, Looks: got.Looks, Calls: got.Calls}, got)
 }

@@ -95,7 +95,7 @@ func run(ctx context.Context, opts options, patterns []string) error {
 }
 
 // build builds the packages' test programs in a directory. One command links several at a time, and links faster
-// without the tables of debuggers.
+// without DWARF.
 func build(ctx context.Context, dir string, race bool, packages []testPackage) error {
 	args := []string{"test", "-c", "-ldflags=-w", "-o", dir + "/"}
 	if race {

@@ -300,13 +300,13 @@ func TestKubelet(t *testing.T) {
 }
 
 // TestKubeletSpace: the kubelet measures the file system of thinsnap's root directory, so it collects images only if
-// the pool's file is there. The usage of a container is exact, and the kubelet detects a pod above its limit. It evicts
+// that has the pool's file. The usage of a container is exact, and the kubelet detects a pod above its limit. It evicts
 // the pod, unless the pod comes from a file, as here.
 func TestKubeletSpace(t *testing.T) {
 	requireKubelet(t)
 	root := filepath.Join(harnesstest.NewDisk(t), "thinsnap")
 	n := newKubeletNode(t, harness.Options{Root: root}, true)
-	// The disk is above these thresholds, and an image may be removed a second after its use.
+	// 100 turns the collection off. An image may be removed a second after its use.
 	k := newKubelet(t, n.Containerd, map[string]any{
 		"imageMinimumGCAge": "1s", "imageGCHighThresholdPercent": 100, "imageGCLowThresholdPercent": 99,
 	})

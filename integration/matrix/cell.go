@@ -46,14 +46,14 @@ func (c cell) replaces(other cell) bool {
 		strings.HasSuffix(c.Kernel, harness.UserMode) == strings.HasSuffix(other.Kernel, harness.UserMode)
 }
 
-// event is an event of `go doc test2json`.
+// event is an event of `go tool test2json`.
 type event struct {
 	Time                              time.Time
 	Action, Package, Test, Key, Value string
 }
 
 // cellsOf reads the cells of a report, in the order of their starts. A skipped test outside of all cells is an error,
-// because it may have been one.
+// because it may be a cell.
 func cellsOf(report io.Reader) ([]cell, error) {
 	var cells []*cell
 	var skipped []string

@@ -19,7 +19,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// variable is 1 if make has built what these tests need.
+// variable is set by make, after it has built the tests' files.
 const variable = "THINSNAP_SYSTEMD_TESTS"
 
 // limit bounds one command: some take a minute in an emulated guest on a busy machine.

@@ -13,7 +13,7 @@ import (
 	"strings"
 )
 
-// event is an event of `go doc test2json`.
+// event is an event of `go tool test2json`.
 type event struct{ Action, Package, Test, Output string }
 
 // read reads reports in order. A missing report is empty.

@@ -260,7 +260,7 @@ func measureThroughput(b *testing.B, subjects []*subject) {
 			}
 		}
 		for _, s := range subjects {
-			name := fmt.Sprintf("Prepare by %d", l.workers)
+			name := fmt.Sprintf("Prepare by %d workers", l.workers)
 			s.add(name, "1/s", float64(l.operations)/median(took[s]).Seconds())
 			s.add(name+", transactions", "1/op", float64(transactions[s])/float64(l.operations*commitRounds))
 		}
@@ -286,7 +286,7 @@ func report(b *testing.B, results []*result) {
 		if target.value > target.limit {
 			verdict = "missed"
 		}
-		fmt.Printf("with %d: %s %s %s, of %s at most: %s\n",
+		fmt.Printf("with %d snapshots, %s: %s %s, at most %s: %s\n",
 			many.Snapshots, target.what, number(target.value), target.unit, number(target.limit), verdict)
 	}
 	require.NoError(b, writeJSON(results))
