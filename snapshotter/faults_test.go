@@ -71,6 +71,22 @@ func TestPrepareExtendsThePoolFirst(t *testing.T) {
 	require.Contains(t, asked[1:], uint64(10))
 }
 
+// TestFullPoolIsNamedFull: the reserve is used up then, too, but the message that counts is that writes wait.
+func TestFullPoolIsNamedFull(t *testing.T) {
+	config := fakeConfig()
+	config.MinFreePercent = 10
+	b := newBench(t, config)
+	b.layer(t, "layer", "", "content")
+	b.pool.SetStatus(func(s *pool.Status) { s.Mode, s.Data.Used, s.Data.Available = thin.ModeOutOfDataSpace, s.Data.Total, 0 })
+	_, err := b.Prepare(t.Context(), "a", "layer")
+	for _, err := range []error{err, b.Refusal(t.Context())} {
+		require.ErrorIs(t, err, errdefs.ErrResourceExhausted)
+		require.ErrorContains(t, err, "the pool has no space left")
+		require.ErrorContains(t, err, "remove snapshots, or make the pool larger with `thinsnap pool extend`")
+	}
+	b.setMode(thin.ModeReadWrite)
+}
+
 func TestWrongPoolIsRefusedAndLeftAlone(t *testing.T) {
 	for name, change := range map[string]func(*pool.Status){
 		"block size": func(s *pool.Status) { s.BlockBytes *= 2 },

@@ -3,7 +3,6 @@ package snapshotter
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
@@ -53,10 +52,7 @@ func (s *Snapshotter) checkSpace(ctx context.Context, age time.Duration) error {
 	if err != nil {
 		return err
 	}
-	if err := poolError(status); err != nil && !errors.Is(err, errFull) {
-		return err
-	}
-	return cmp.Or(s.checkFree("data", status.Data), s.checkFree("metadata", status.Metadata), poolError(status))
+	return cmp.Or(poolError(status), s.checkFree("data", status.Data), s.checkFree("metadata", status.Metadata))
 }
 
 // checkFree fails if less than MinFreePercent of the usable space is free. The usable space is the pool's
