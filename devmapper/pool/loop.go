@@ -90,14 +90,24 @@ func (s LoopSpec) OpenLoaded(control *devmapper.Control) (*Pool, error) {
 	return s.attach(control, dev)
 }
 
-func (s LoopSpec) find(control *devmapper.Control) (devmapper.Device, error) {
-	dev, err := control.InfoByUUID(s.uuid())
-	if errors.Is(err, devmapper.ErrNotFound) {
-		if foreign, infoErr := control.Info(s.Name); infoErr == nil {
-			return dev, fmt.Errorf("device %s has UUID %q: %w; choose another pool.name, or remove that device",
-				s.Name, foreign.UUID, ErrNameTaken)
-		}
+// RequireName returns ErrNameTaken if the pool is not in the kernel, and a foreign device has its
+// name. It changes nothing.
+func (s LoopSpec) RequireName(control *devmapper.Control) error {
+	if _, err := control.InfoByUUID(s.uuid()); !errors.Is(err, devmapper.ErrNotFound) {
+		return err
 	}
+	if foreign, err := control.Info(s.Name); err == nil {
+		return fmt.Errorf("device %s has UUID %q: %w; choose another pool.name, or remove that device",
+			s.Name, foreign.UUID, ErrNameTaken)
+	}
+	return nil
+}
+
+func (s LoopSpec) find(control *devmapper.Control) (devmapper.Device, error) {
+	if err := s.RequireName(control); err != nil {
+		return devmapper.Device{}, err
+	}
+	dev, err := control.InfoByUUID(s.uuid())
 	if err != nil || dev.Live {
 		return dev, err
 	}

@@ -10,7 +10,6 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/thinsnap/thinsnap/devmapper"
-	"github.com/thinsnap/thinsnap/devmapper/pool"
 	"github.com/thinsnap/thinsnap/devmapper/program"
 	"github.com/thinsnap/thinsnap/internal/config"
 	"github.com/thinsnap/thinsnap/internal/kernel"
@@ -24,34 +23,40 @@ import (
 // would make CreatePool or the daemon's start fail. It changes nothing, except that LVM activates
 // an inactive pool in mode "existing".
 func PlanPool(ctx context.Context, c config.Config) ([]string, error) {
-	lines, made, err := planPool(ctx, c)
-	return lines, errors.Join(err, rootdir.Check(c.Root), checkKernel(c, made), checkPrograms(ctx, c), checkSockets(c))
+	lines, err := planPool(ctx, c)
+	return lines, errors.Join(err, rootdir.Check(c.Root), checkKernel(), checkPrograms(ctx, c), checkSockets(c))
 }
 
-// planPool returns the commands. begun is true if the root has a store: an earlier start may have
-// made a part of the pool.
-func planPool(ctx context.Context, c config.Config) (lines []string, begun bool, err error) {
+func planPool(ctx context.Context, c config.Config) (lines []string, err error) {
 	store, err := metadata.Open(rootdir.Store(c.Root), metadata.Options{ReadOnly: true})
 	if errors.Is(err, fs.ErrNotExist) {
 		store, err = nil, nil
 	}
 	if err != nil {
-		return nil, true, err
+		return nil, err
 	}
 	if store != nil {
 		defer func() { err = errors.Join(err, store.Close()) }()
 		if err := requireNoPool(ctx, c, store); err != nil {
-			return nil, true, err
+			return nil, err
 		}
 	}
 	lines, err = provision.Plan(ctx, store, c)
-	return lines, store != nil, err
+	return lines, errors.Join(err, checkName(ctx, store, c))
 }
 
-// checkKernel returns an error if the kernel is too old, has no device-mapper, or has a foreign
-// device with the new pool's name. If begun, the device may be the pool's own; the start checks
-// that.
-func checkKernel(c config.Config, begun bool) (err error) {
+// checkName returns an error if a foreign device has the new pool's name.
+func checkName(ctx context.Context, store *metadata.Store, c config.Config) (err error) {
+	control, err := devmapper.Open()
+	if err != nil {
+		return nil // checkKernel reports it
+	}
+	defer func() { err = errors.Join(err, control.Close()) }()
+	return provision.RequireName(ctx, store, control, c)
+}
+
+// checkKernel returns an error if the kernel is too old or has no device-mapper.
+func checkKernel() error {
 	if err := kernel.Require(); err != nil {
 		return err
 	}
@@ -59,15 +64,7 @@ func checkKernel(c config.Config, begun bool) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, control.Close()) }()
-	if begun || c.Pool.Mode != config.ModeLoop {
-		return nil
-	}
-	if other, err := control.Info(c.Pool.Name); err == nil {
-		return fmt.Errorf("device %s has UUID %q: %w; choose another pool.name, or remove that device: %w",
-			c.Pool.Name, other.UUID, pool.ErrNameTaken, errdefs.ErrFailedPrecondition)
-	}
-	return nil
+	return control.Close()
 }
 
 // checkPrograms returns an error if mkfs is missing.

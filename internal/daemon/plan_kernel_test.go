@@ -14,6 +14,8 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/pool"
 	"github.com/thinsnap/thinsnap/internal/config"
 	"github.com/thinsnap/thinsnap/internal/dmtest"
+	"github.com/thinsnap/thinsnap/internal/rootdir"
+	"github.com/thinsnap/thinsnap/metadata"
 )
 
 func TestPlanOfANameThatIsTaken(t *testing.T) {
@@ -36,6 +38,34 @@ func TestPlanOfANameThatIsTaken(t *testing.T) {
 	require.Len(t, lines, 2)
 	require.ErrorIs(t, err, pool.ErrNameTaken)
 	require.NoDirExists(t, c.Root)
+
+	// A start makes neither the record nor the files, so another name can be configured.
+	_, err = CreatePool(t.Context(), c)
+	require.ErrorIs(t, err, pool.ErrNameTaken)
+	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+	require.ErrorContains(t, err, "nothing was changed")
+	require.NoDirExists(t, filepath.Join(c.Root, "pool"))
+	_, err = PlanPool(t.Context(), c)
+	require.ErrorIs(t, err, pool.ErrNameTaken, "the root has a store")
+	other := c
+	other.Pool.Name = "planfree"
+	_, err = PlanPool(t.Context(), other)
+	require.NoError(t, err)
+
+	store, err := metadata.Open(rootdir.Store(c.Root), metadata.Options{})
+	require.NoError(t, err)
+	require.NoError(t, store.Update(t.Context(), func(tx *metadata.Tx) error {
+		return tx.SetPool(metadata.PoolRecord{
+			ID: "i", Mode: metadata.ModeLoop, Name: c.Pool.Name, BlockSize: uint64(c.Pool.BlockSize),
+			Loop: metadata.LoopFiles{DataFile: "pool/data", MetadataFile: "pool/metadata", Allocated: true},
+		})
+	}))
+	require.NoError(t, store.Close())
+	_, err = PlanPool(t.Context(), c)
+	require.ErrorIs(t, err, pool.ErrNameTaken, "a crash left the pool incomplete")
+	_, err = CreatePool(t.Context(), c)
+	require.ErrorIs(t, err, pool.ErrNameTaken)
+	require.NoDirExists(t, filepath.Join(c.Root, "pool"))
 }
 
 // TestPlanOnADisk: a dry run for a missing or used disk fails as a start does.

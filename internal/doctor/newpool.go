@@ -46,7 +46,7 @@ func lookAtNewPool(ctx context.Context, m *machine) finding {
 func (m *machine) plan(ctx context.Context, c config.Config) (lines []string, complete bool, err error) {
 	store, err := metadata.Open(rootdir.Store(c.Root), metadata.Options{ReadOnly: true})
 	if errors.Is(err, fs.ErrNotExist) {
-		if err := m.requireFreeName(c); err != nil {
+		if err := m.requireFreeName(ctx, nil, c); err != nil {
 			return nil, false, err
 		}
 		lines, err := provision.Plan(ctx, nil, c)
@@ -64,13 +64,15 @@ func (m *machine) plan(ctx context.Context, c config.Config) (lines []string, co
 			}
 		}
 	}
-	lines, err = provision.Plan(ctx, store, c)
+	if lines, err = provision.Plan(ctx, store, c); err == nil {
+		err = m.requireFreeName(ctx, store, c)
+	}
 	return lines, complete, err
 }
 
-// requireFreeName fails if another mapped device has the new pool's name.
-func (m *machine) requireFreeName(c config.Config) (err error) {
-	if c.Pool.Mode != config.ModeLoop || !m.host.exists(controlNode) || !m.host.hasMisc("device-mapper") {
+// requireFreeName fails if another mapped device has the new pool's name. The store may be nil.
+func (m *machine) requireFreeName(ctx context.Context, store *metadata.Store, c config.Config) (err error) {
+	if !m.host.exists(controlNode) || !m.host.hasMisc("device-mapper") {
 		return nil
 	}
 	control, err := devmapper.Open()
@@ -78,10 +80,7 @@ func (m *machine) requireFreeName(c config.Config) (err error) {
 		return nil // another check reports it
 	}
 	defer func() { err = errors.Join(err, control.Close()) }()
-	if other, err := control.Info(c.Pool.Name); err == nil {
-		return fmt.Errorf("device %s has UUID %q: %w", c.Pool.Name, other.UUID, pool.ErrNameTaken)
-	}
-	return nil
+	return provision.RequireName(ctx, store, control, c)
 }
 
 func (m *machine) planRemedy(c config.Config, err error) []string {

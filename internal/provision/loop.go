@@ -116,8 +116,8 @@ func (loop) Open(
 		rec.Loop.SectorBytes = spec.SectorBytes
 	}
 	p, err := spec.Open(ctx, control, rec.Complete)
-	if errors.Is(err, pool.ErrWrongPool) || errors.Is(err, pool.ErrNameTaken) || errors.Is(err, os.ErrNotExist) {
-		return nil, rec, fmt.Errorf("%w; nothing was changed: %w", err, errdefs.ErrFailedPrecondition)
+	if isPrecondition(err) {
+		return nil, rec, asPreconditionOf(rec, err)
 	}
 	if failed := (*devmapper.Error)(nil); rec.Complete && errors.As(err, &failed) && failed.Op == "load" {
 		return nil, rec, fmt.Errorf("%w: the kernel rejects the pool's metadata in %s (see dmesg); "+

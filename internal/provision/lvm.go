@@ -79,12 +79,12 @@ func (directLVM) Open(
 		log.G(ctx).WithField("pool", rec.Name).WithField("disk", rec.LVM.Disk).Info("making a direct-lvm pool")
 		var err error
 		if spec, err = spec.Create(ctx, c.Pool.DirectLVM.Force); err != nil {
-			return nil, rec, asPrecondition(err)
+			return nil, rec, asPreconditionOf(rec, err)
 		}
 	}
 	p, err := spec.Open(ctx, control, rec.Complete)
 	if err != nil {
-		return p, rec, asPrecondition(err)
+		return p, rec, asPreconditionOf(rec, err)
 	}
 	rec.LVM.VGUUID, rec.LVM.LVUUID, rec.Complete = spec.VGUUID, spec.LVUUID, true
 	return p, rec, nil

@@ -36,14 +36,17 @@ func Open(ctx context.Context, store *metadata.Store, control *devmapper.Control
 	found := err == nil
 	if errdefs.IsNotFound(err) {
 		rec, err = mode.New(ctx, c)
-		if err == nil && !rec.Complete {
-			err = setPool(ctx, store, rec)
-		}
+	}
+	if err == nil {
+		err = same(mode, rec, c)
+	}
+	if err == nil && !rec.Complete {
+		err = requireName(control, rec)
+	}
+	if err == nil && !found && !rec.Complete {
+		err = setPool(ctx, store, rec)
 	}
 	if err != nil {
-		return nil, err
-	}
-	if err := same(mode, rec, c); err != nil {
 		return nil, err
 	}
 	if err := lock(control, rec); err != nil {
@@ -111,6 +114,31 @@ func Plan(ctx context.Context, store *metadata.Store, c config.Config) ([]string
 	return mode.Plan(ctx, rec, c)
 }
 
+// RequireName fails with errdefs.ErrFailedPrecondition if a foreign mapped device has the name that
+// Open needs for a pool in mode "loop". In the other modes LVM or the owner names the pool. The
+// store may be nil.
+func RequireName(ctx context.Context, store *metadata.Store, control *devmapper.Control, c config.Config) error {
+	rec := metadata.PoolRecord{Mode: c.Pool.Mode, Name: c.Pool.Name}
+	if store != nil {
+		stored, err := readRecord(ctx, store)
+		if err != nil && !errdefs.IsNotFound(err) {
+			return err
+		}
+		rec.ID = stored.ID
+	}
+	return requireName(control, rec)
+}
+
+func requireName(control *devmapper.Control, rec metadata.PoolRecord) error {
+	if rec.Mode != metadata.ModeLoop {
+		return nil
+	}
+	if err := loopSpec(rec).RequireName(control); err != nil {
+		return fmt.Errorf("pool %s: %w", rec.Name, asPrecondition(err))
+	}
+	return nil
+}
+
 // Destroy removes the pool recorded in store, with every snapshot, from the kernel and from its
 // disk or files. From a foreign pool it removes the store's volumes only. While a volume is in use,
 // it fails with errdefs.ErrUnavailable and removes nothing. The caller removes the store.
@@ -171,14 +199,30 @@ func settingError(key string, recorded, configured any) error {
 // asPrecondition classifies errors about a wrong pool, or one that cannot be made, as
 // errdefs.ErrFailedPrecondition.
 func asPrecondition(err error) error {
+	if isPrecondition(err) {
+		return fmt.Errorf("%w; nothing was changed: %w", err, errdefs.ErrFailedPrecondition)
+	}
+	return err
+}
+
+// asPreconditionOf is asPrecondition for the pool of rec. A part of an incomplete pool may have been
+// made by now.
+func asPreconditionOf(rec metadata.PoolRecord, err error) error {
+	if !rec.Complete && isPrecondition(err) {
+		return fmt.Errorf("%w: %w", err, errdefs.ErrFailedPrecondition)
+	}
+	return asPrecondition(err)
+}
+
+func isPrecondition(err error) bool {
 	for _, kind := range []error{
 		pool.ErrWrongPool, pool.ErrNameTaken, pool.ErrDeviceTaken, pool.ErrNotActive, os.ErrNotExist, unix.ENOTBLK,
 	} {
 		if errors.Is(err, kind) {
-			return fmt.Errorf("%w; nothing was changed: %w", err, errdefs.ErrFailedPrecondition)
+			return true
 		}
 	}
-	return err
+	return false
 }
 
 // now returns the time in UTC, as in the store.
