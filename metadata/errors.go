@@ -51,10 +51,13 @@ func commitError(path string, err error) error {
 	return fmt.Errorf("commit to %s: %w: %w", path, err, errdefs.ErrInternal)
 }
 
-// corrupt wraps the error of a check of pages in ErrCorrupt.
+// corrupt wraps the error of a check of pages in ErrCorrupt, unless the disk failed a read.
 func corrupt(err error) error {
 	if err == nil {
 		return nil
+	}
+	if errors.Is(err, boltfile.ErrUnreadable) {
+		return fmt.Errorf("%w (see dmesg): try again when the disk is healthy: %w", err, errdefs.ErrUnavailable)
 	}
 	return fmt.Errorf("%w: %w", ErrCorrupt, err)
 }

@@ -63,7 +63,9 @@ func (s *Store) open(o Options) (err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	// checkOpened and inspect check the pages that Open needs; this is for damage that they miss.
 	defer func() {
-		if p := recover(); p != nil {
+		if p := recover(); boltfile.IsFault(p) {
+			err = pageError(p)
+		} else if p != nil {
 			err = fmt.Errorf("%w: %v", ErrCorrupt, p)
 		}
 		if err != nil && s.db != nil {
@@ -174,7 +176,8 @@ func openError(err error) error {
 	switch {
 	case errors.Is(err, berrors.ErrTimeout):
 		return ErrLocked
-	case errors.Is(err, ErrLocked), errors.Is(err, ErrCorrupt), errors.As(err, &path), errors.As(err, &errno):
+	case errors.Is(err, ErrLocked), errors.Is(err, ErrCorrupt), errors.Is(err, boltfile.ErrUnreadable),
+		errors.As(err, &path), errors.As(err, &errno):
 		return err
 	default:
 		return fmt.Errorf("%w: %w", ErrCorrupt, err)

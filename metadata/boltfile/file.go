@@ -143,7 +143,8 @@ func openError(err error) error {
 	switch {
 	case errors.Is(err, berrors.ErrTimeout):
 		return ErrLocked
-	case errors.Is(err, ErrLocked), errors.Is(err, ErrDamaged), errors.As(err, &path), errors.As(err, &errno):
+	case errors.Is(err, ErrLocked), errors.Is(err, ErrDamaged), errors.Is(err, ErrUnreadable),
+		errors.As(err, &path), errors.As(err, &errno):
 		return err
 	default:
 		return fmt.Errorf("%w: %w", ErrDamaged, err)

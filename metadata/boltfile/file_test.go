@@ -1,6 +1,7 @@
 package boltfile
 
 import (
+	"bytes"
 	"errors"
 	"os"
 	"path/filepath"
@@ -115,4 +116,39 @@ func TestGuardLetsOthersPass(t *testing.T) {
 		done <- true
 	}()
 	require.False(t, <-done)
+}
+
+// badDisk fails to read one byte of a file.
+type badDisk struct {
+	*bytes.Reader
+	at int64
+}
+
+func (d badDisk) ReadAt(b []byte, at int64) (int, error) {
+	if at <= d.at && d.at < at+int64(len(b)) {
+		return 0, &os.PathError{Op: "read", Path: "a.db", Err: syscall.EIO}
+	}
+	return d.Reader.ReadAt(b, at)
+}
+
+// TestPageOnABadDisk: an I/O error says nothing about the file's contents. No page, not even one of
+// the two meta pages, may be left out instead.
+func TestPageOnABadDisk(t *testing.T) {
+	b, err := os.ReadFile(makeFile(t, 1000))
+	require.NoError(t, err)
+	size, failed := int64(os.Getpagesize()), 0
+	for at := int64(20); at < int64(len(b)); at += size {
+		err := Check(badDisk{bytes.NewReader(b), at}, int64(len(b)), func([]string) bool { return true })
+		if err == nil {
+			continue // a free page
+		}
+		failed++
+		require.ErrorIs(t, err, ErrUnreadable)
+		require.ErrorIs(t, err, syscall.EIO)
+		require.NotErrorIs(t, err, ErrDamaged)
+		require.ErrorIs(t, openError(err), ErrUnreadable)
+	}
+	require.Greater(t, failed, 10)
+	require.ErrorIs(t, Check(badDisk{bytes.NewReader(b), 20}, int64(len(b)), nil), ErrUnreadable, "the first meta page")
+	require.ErrorIs(t, Check(badDisk{bytes.NewReader(b), size + 20}, int64(len(b)), nil), ErrUnreadable, "the second")
 }

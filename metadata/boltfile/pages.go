@@ -1,7 +1,9 @@
 package boltfile
 
 import (
+	"cmp"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"hash/fnv"
 	"io"
@@ -45,8 +47,9 @@ type page struct {
 }
 
 // Check reads the free list and the buckets chosen by enter, as of the last transaction. It returns
-// an ErrDamaged that names the first invalid page. The file has the given size in bytes. Check
-// needs memory for the largest page, and a few bytes for each page.
+// an ErrDamaged that names the first invalid page, or ErrUnreadable with the error of a read. The
+// file has the given size in bytes. Check needs memory for the largest page, and a few bytes for
+// each page.
 func Check(file io.ReaderAt, bytes int64, enter func(path []string) bool) error {
 	meta, err := lastMeta(file)
 	if err != nil {
@@ -57,12 +60,19 @@ func Check(file io.ReaderAt, bytes int64, enter func(path []string) bool) error 
 		return fmt.Errorf("%w: it has %d bytes, but should have %d pages of %d bytes", ErrDamaged, bytes, meta.end, w.size)
 	}
 	if err := w.freelist(meta.freelist); err != nil {
-		return fmt.Errorf("%w: %w", ErrDamaged, err)
+		return asDamaged(err)
 	}
 	if err := w.tree(meta.root, nil); err != nil {
-		return fmt.Errorf("%w: %w", ErrDamaged, err)
+		return asDamaged(err)
 	}
 	return nil
+}
+
+func asDamaged(err error) error {
+	if errors.Is(err, ErrUnreadable) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", ErrDamaged, err)
 }
 
 type metaPage struct {
@@ -74,9 +84,14 @@ type metaPage struct {
 // size, which is unknown if the first is damaged.
 func lastMeta(file io.ReaderAt) (metaPage, error) {
 	var newest metaPage
+	var unreadable error
 	found := false
 	take := func(at int64) {
-		if m, ok := readMeta(file, at); ok && (!found || m.last > newest.last) && (at == 0 || at == int64(m.size)) {
+		m, ok, err := readMeta(file, at)
+		if err != nil && !errors.Is(err, io.EOF) {
+			unreadable = cmp.Or(unreadable, fmt.Errorf("%w: a meta page: %w", ErrUnreadable, err))
+		}
+		if ok && (!found || m.last > newest.last) && (at == 0 || at == int64(m.size)) {
 			newest, found = m, true
 		}
 	}
@@ -88,27 +103,30 @@ func lastMeta(file io.ReaderAt) (metaPage, error) {
 			take(size)
 		}
 	}
+	if unreadable != nil {
+		return metaPage{}, unreadable // the later one may be unreadable
+	}
 	if !found {
 		return metaPage{}, fmt.Errorf("%w: neither of its meta pages is intact", ErrDamaged)
 	}
 	return newest, nil
 }
 
-func readMeta(file io.ReaderAt, at int64) (metaPage, bool) {
+func readMeta(file io.ReaderAt, at int64) (m metaPage, ok bool, err error) {
 	b := make([]byte, pageHeaderSize+pageMetaSize)
 	if _, err := file.ReadAt(b, at); err != nil {
-		return metaPage{}, false
+		return metaPage{}, false, err
 	}
 	ne := binary.NativeEndian
 	b = b[pageHeaderSize:]
 	h := fnv.New64a()
 	_, _ = h.Write(b[:56]) // a hash never fails
-	m := metaPage{
+	m = metaPage{
 		size: ne.Uint32(b[8:]), root: ne.Uint64(b[16:]), freelist: ne.Uint64(b[32:]), end: ne.Uint64(b[40:]),
 		last: ne.Uint64(b[48:]),
 	}
 	return m, ne.Uint32(b) == pageMagic && ne.Uint32(b[4:]) == pageVersion && ne.Uint64(b[56:]) == h.Sum64() &&
-		bits.OnesCount32(m.size) == 1 && m.size >= 1<<10 && m.size <= 64<<10
+		bits.OnesCount32(m.size) == 1 && m.size >= 1<<10 && m.size <= 64<<10, nil
 }
 
 // read reads a page, and fails if it is used twice.
@@ -118,7 +136,7 @@ func (w *pageWalker) read(id uint64) (page, error) {
 	}
 	header := make([]byte, pageHeaderSize)
 	if _, err := w.file.ReadAt(header, int64(id*w.size)); err != nil {
-		return page{}, fmt.Errorf("page %d: %w", id, err)
+		return page{}, fmt.Errorf("%w: page %d: %w", ErrUnreadable, id, err)
 	}
 	own, overflow := binary.NativeEndian.Uint64(header), uint64(binary.NativeEndian.Uint32(header[12:]))
 	if own != id {
@@ -135,7 +153,7 @@ func (w *pageWalker) read(id uint64) (page, error) {
 	}
 	b := make([]byte, (overflow+1)*w.size)
 	if _, err := w.file.ReadAt(b, int64(id*w.size)); err != nil {
-		return page{}, fmt.Errorf("page %d: %w", id, err)
+		return page{}, fmt.Errorf("%w: page %d: %w", ErrUnreadable, id, err)
 	}
 	return parsePage(b), nil
 }
