@@ -123,7 +123,8 @@ func checkAdoption(a Adoption, byKey map[string]Snapshot) error {
 		return invalid("pool %q is identified by %d volumes of committed snapshots, not by 1 to %d",
 			a.Pool.Name, len(adopted), MaxAdopted)
 	case a.Client.Number != 1 || a.Client.Proxy == "":
-		return invalid("client %q has number %d: it needs a name and the number 1", a.Client.Proxy, a.Client.Number)
+		return invalid("client with proxy name %q has number %d: it needs a proxy name and the number 1",
+			a.Client.Proxy, a.Client.Number)
 	}
 	for i, v := range adopted {
 		isSame := func(other AdoptedVolume) bool { return other.VolumeID == v.VolumeID }

@@ -133,11 +133,11 @@ func TestAdoptRefuses(t *testing.T) {
 		"identifies the pool twice": func(a *Adoption) {
 			a.Pool.Existing.Adopted = slices.Repeat(a.Pool.Existing.Adopted, 2)
 		},
-		"without a UUID":           func(a *Adoption) { a.Pool.Existing.Adopted[0].UUID = "" },
-		"to no committed":          func(a *Adoption) { a.Pool.Existing.Adopted[0].VolumeID = 7 },
-		"has no id":                func(a *Adoption) { a.Pool.ID = "" },
-		"needs a name":             func(a *Adoption) { a.Client.Proxy = "" },
-		"needs a name and the num": func(a *Adoption) { a.Client.Number = 2 },
+		"without a UUID":        func(a *Adoption) { a.Pool.Existing.Adopted[0].UUID = "" },
+		"to no committed":       func(a *Adoption) { a.Pool.Existing.Adopted[0].VolumeID = 7 },
+		"has no id":             func(a *Adoption) { a.Pool.ID = "" },
+		"it needs a proxy name": func(a *Adoption) { a.Client.Proxy = "" },
+		"and the number 1":      func(a *Adoption) { a.Client.Number = 2 },
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newStore(t, Options{})

@@ -103,7 +103,7 @@ type checker struct {
 	// strayChildren are keys of the index of children that belong to no snapshot.
 	strayChildren [][]byte
 	owners        map[uint32]Owner // according to the records, not the index
-	strayMarks    [][]byte         // of lost writes, of no active snapshot
+	strayMarks    [][]byte         // keys of lost-write marks without an active snapshot
 	disputed      bool             // two records own the same device id
 	first         uint32
 	next          uint32
@@ -189,7 +189,7 @@ func (c *checker) compareCounters(space string, counted counters) {
 	case err != nil:
 		c.reportDerived(subject, "%v", err)
 	case stored != counted:
-		c.reportDerived(subject, "are views %d, active %d, committed %d, trash %d; there are views %d, active %d, "+
+		c.reportDerived(subject, "say views %d, active %d, committed %d, trash %d, but there are views %d, active %d, "+
 			"committed %d, trash %d",
 			stored.views, stored.active, stored.committed, stored.trash,
 			counted.views, counted.active, counted.committed, counted.trash)

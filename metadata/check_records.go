@@ -164,7 +164,7 @@ func (c *checker) checkLeases() error {
 	if c.next, err = decodeDevice(meta.Get(keyNext)); err != nil {
 		c.report("leases", "the next device id cannot be read: %v", err)
 	}
-	end := c.first // of the previous lease
+	end := c.first // the first id after the previous lease
 	return c.each(c.tx.buckets.leases, func(k, v []byte) {
 		subject := fmt.Sprintf("lease %x", k)
 		l, err := decodeLease(k, v)

@@ -91,7 +91,7 @@ func TestCheckFinds(t *testing.T) {
 			}
 			c.views++
 			return tx.setCounters(c)
-		}, "counters: are views 2, active 2, committed 2, trash 0; there are views 1"},
+		}, "counters: say views 2, active 2, committed 2, trash 0, but there are views 1"},
 		"view of other id":    {change("look", func(s *Snapshot) { s.VolumeID = 2 }), "shows device 2"},
 		"view of other size":  {change("look", func(s *Snapshot) { s.Size = 1 }), "of 1 bytes"},
 		"view of no base":     {change("look", func(s *Snapshot) { s.Parent = "" }), "which is not the base volume"},

@@ -13,7 +13,7 @@ var keyClient = []byte("client")
 
 // A ClientRecord describes the client of a key space, and facts about the earlier ones.
 type ClientRecord struct {
-	// Number counts the clients of the key space, from 1. A snapshot has the number of one (Snapshot.Client).
+	// Number counts the clients of the key space, from 1. Snapshot.Client is such a number.
 	Number uint64
 	// Proxy is the snapshotter's name in the client's requests, that of containerd's proxy plugin. It is empty until a
 	// request has one.

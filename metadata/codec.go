@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// recordVersion is the first byte of every new record. Decoders read all versions up to it, and
-// leave fields that an older version lacks zero.
+// recordVersion is the first byte of every new record. Decoders read all versions up to it. Fields
+// that an older version lacks stay zero.
 const recordVersion = 4
 
 var errRecord = errors.New("record does not decode")

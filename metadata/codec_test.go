@@ -100,7 +100,7 @@ func TestPoolRecordOnDisk(t *testing.T) {
 		"0101690a6469726563742d6c766d016e80800400cad6b9950d06000000062f6465762f7801700176016c5f01",
 		PoolRecord{
 			ID: "i", Mode: ModeDirectLVM, Name: "n", BlockSize: 65536, Created: created,
-			LVM: LVMVolume{Disk: "/dev/x", PVUUID: "p", VGUUID: "v", LVUUID: "l", DataPercent: 95, MetadataPercent: 1},
+			LVM: LVMPool{Disk: "/dev/x", PVUUID: "p", VGUUID: "v", LVUUID: "l", DataPercent: 95, MetadataPercent: 1},
 		},
 	}, {
 		"040169086578697374696e67016e80800400cad6b9950d0601000000000000000000000476672d70017500", "030169086578697374696e67016e80800400cad6b9950d0601000000000000000000000476672d700175",

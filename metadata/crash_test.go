@@ -89,7 +89,7 @@ func stage(tx *Tx, id uint32) int {
 	}
 }
 
-// TestKilled kills a process that uses a store several times. All steps that it printed are stored,
+// TestKilled repeatedly kills a process that uses a store. All steps that it printed are stored,
 // and the store has no problems.
 func TestKilled(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "metadata.db")

@@ -119,7 +119,7 @@ func TestPoolOfLVM(t *testing.T) {
 	s := newStore(t, Options{})
 	record := PoolRecord{
 		ID: "0e1f", Mode: "direct-lvm", Name: "thinsnap", BlockSize: 65536, Created: noon, Complete: true,
-		LVM: LVMVolume{Disk: "/dev/sdx", PVUUID: "p", VGUUID: "v", LVUUID: "l", DataPercent: 95, MetadataPercent: 1},
+		LVM: LVMPool{Disk: "/dev/sdx", PVUUID: "p", VGUUID: "v", LVUUID: "l", DataPercent: 95, MetadataPercent: 1},
 	}
 	update(t, s, func(tx *Tx) { require.NoError(t, tx.SetPool(record)) })
 	view(t, s, func(tx *Tx) {

@@ -9,7 +9,7 @@
 // others; a failed commit fails all of them.
 //
 // A failed commit (no space, an I/O error) changes nothing, and the store stays usable, with two exceptions. If the
-// disk fails at the last sync, the transaction may or may not exist after a crash. Then Update returns ErrInDoubt, and
+// disk fails at the last sync, the transaction may or may not exist after a crash. That Update returns ErrInDoubt, and
 // so do all later Updates and Views until the store is opened again. After a commit that found a damaged page
 // (ErrCorrupt), later Updates return ErrInDoubt too, but Views work.
 //

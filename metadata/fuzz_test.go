@@ -40,7 +40,7 @@ func FuzzDecode(f *testing.F) {
 	f.Add(encodeSnapshot(full))
 	f.Add(encodeSnapshot(viewOf("k", "", 1)))
 	f.Add(encodePool(PoolRecord{ID: "p", Mode: "loop", Created: noon, Complete: true}))
-	f.Add(encodePool(PoolRecord{ID: "p", Mode: "direct-lvm", Created: noon, LVM: LVMVolume{Disk: "/dev/sdx", DataPercent: 95}}))
+	f.Add(encodePool(PoolRecord{ID: "p", Mode: "direct-lvm", Created: noon, LVM: LVMPool{Disk: "/dev/sdx", DataPercent: 95}}))
 	f.Add(encodePool(someAdoption().Pool))
 	f.Add(encodeBase(ext4Base(3)))
 	f.Add(encodeTrash(TrashRecord{VolumeID: 1, Key: "k", Since: noon}))

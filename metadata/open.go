@@ -51,7 +51,7 @@ func Open(path string, o Options) (*Store, error) {
 		return nil, fmt.Errorf("open metadata store %s: %w", path, err)
 	}
 	if !o.ReadOnly {
-		removeLeftovers(path)
+		removeTemporary(path)
 		s.writer.start(s.process)
 	}
 	return s, nil

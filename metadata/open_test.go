@@ -46,7 +46,7 @@ func TestOpenCreatesAndReopens(t *testing.T) {
 	require.Equal(t, before, after, "opening changes nothing")
 }
 
-func TestOpenRemovesLeftovers(t *testing.T) {
+func TestOpenRemovesTemporaryFiles(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "metadata.db")
 	require.NoError(t, os.WriteFile(path+".new-123", []byte("half"), 0o600))
 	require.NoError(t, os.WriteFile(path+".backup", []byte("not ours"), 0o600))

@@ -121,11 +121,11 @@ func (f *LoopFiles) decode(d *decoder) {
 	}
 }
 
-func (v *LVMVolume) isZero() bool { return *v == LVMVolume{} }
+func (v *LVMPool) isZero() bool { return *v == LVMPool{} }
 
-func (v *LVMVolume) identified() bool { return true } // by LVM's UUIDs
+func (v *LVMPool) identified() bool { return true } // by LVM's UUIDs
 
-func (v *LVMVolume) encode(e *encoder) {
+func (v *LVMPool) encode(e *encoder) {
 	e.string(v.Disk)
 	e.string(v.PVUUID)
 	e.string(v.VGUUID)
@@ -134,7 +134,7 @@ func (v *LVMVolume) encode(e *encoder) {
 	e.uvarint(v.MetadataPercent)
 }
 
-func (v *LVMVolume) decode(d *decoder) {
+func (v *LVMPool) decode(d *decoder) {
 	v.Disk = d.string()
 	v.PVUUID = d.string()
 	v.VGUUID = d.string()

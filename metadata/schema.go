@@ -70,9 +70,9 @@ func syncDirectory(path string) error {
 
 const newSuffix = ".new-"
 
-// removeLeftovers removes temporary files of a create that crashed. A create that runs in another
+// removeTemporary removes temporary files of a create that crashed. A create that runs in another
 // process loses its file, but finds that path exists.
-func removeLeftovers(path string) {
+func removeTemporary(path string) {
 	dir, name := filepath.Split(path)
 	all, err := os.ReadDir(filepath.Clean(dir))
 	if err != nil {

@@ -64,8 +64,8 @@ func TestToldIsBounded(t *testing.T) {
 	require.Len(t, c.Told, maxTold, "consecutive clients told different ones")
 }
 
-// An older thinsnap stores clients without their Told. An earlier Told does not count for them, also if it has dropped
-// the key space and created it again.
+// An older thinsnap stores clients without their Told. An earlier Told does not count for them, also after that
+// thinsnap has dropped the key space and created it again.
 func TestToldOfAnotherRecord(t *testing.T) {
 	s := newStore(t, Options{})
 	const space = "k3s"

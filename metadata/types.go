@@ -85,7 +85,7 @@ type PoolRecord struct {
 	Created  time.Time    // UTC
 	Complete bool         // the pool was made completely
 	Loop     LoopFiles    // of a loop pool
-	LVM      LVMVolume    // of a direct-lvm pool
+	LVM      LVMPool      // of a direct-lvm pool
 	Existing ExistingPool // of a pool in ModeExisting
 }
 
@@ -138,8 +138,8 @@ type LoopFiles struct {
 	Allocated bool
 }
 
-// An LVMVolume is the disk of a direct-lvm pool, with its volume group and pool in LVM.
-type LVMVolume struct {
+// An LVMPool is the disk of a direct-lvm pool, with its volume group and pool in LVM.
+type LVMPool struct {
 	Disk                         string // path of the disk at the pool's creation
 	PVUUID                       string // of the physical volume, chosen before pvcreate
 	VGUUID, LVUUID               string // of the volume group and the pool in it; empty until they exist

@@ -9,8 +9,8 @@ import (
 )
 
 // ErrWritesLost is returned by Commit for a snapshot that may have lost writes.
-var ErrWritesLost = fmt.Errorf("some writes to it were lost, because its pool was full or failed, or its file system "+
-	"failed: remove it, then pull or build it again: %w", errdefs.ErrDataLoss)
+var ErrWritesLost = fmt.Errorf("some writes to it may be lost, because its pool was full or failed, or its file "+
+	"system failed: remove it, then pull or build it again: %w", errdefs.ErrDataLoss)
 
 // keyWritesLost is the prefix of the keys of volumes that may have lost writes. The value is the snapshot's key.
 // An entry is stale if no active snapshot with this key has the volume: an older thinsnap leaves it when it removes or

@@ -188,7 +188,7 @@ func TestDestroyDescribesRecordedPool(t *testing.T) {
 	loopPool := metadata.PoolRecord{Mode: config.ModeLoop, Name: "thinsnap", BlockSize: 64 << 10}
 	lvmPool := metadata.PoolRecord{
 		Mode: config.ModeDirectLVM, Name: "thinsnap", BlockSize: 64 << 10,
-		LVM: metadata.LVMVolume{Disk: "/dev/xdf", DataPercent: 95, MetadataPercent: 1},
+		LVM: metadata.LVMPool{Disk: "/dev/xdf", DataPercent: 95, MetadataPercent: 1},
 	}
 	existingPool := metadata.PoolRecord{Mode: config.ModeExisting, Name: "thinsnap", Existing: metadata.ExistingPool{MappedDevice: "vg-pool"}}
 	other := func(mode string) string {

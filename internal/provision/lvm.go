@@ -30,7 +30,7 @@ func (directLVM) New(ctx context.Context, c config.Config) (metadata.PoolRecord,
 		Name:      c.Pool.Name,
 		BlockSize: uint64(c.Pool.BlockSize),
 		Created:   now(),
-		LVM: metadata.LVMVolume{
+		LVM: metadata.LVMPool{
 			Disk:            c.Pool.DirectLVM.Device,
 			PVUUID:          pool.NewPVUUID(),
 			DataPercent:     uint64(c.Pool.DirectLVM.ThinpPercent),
