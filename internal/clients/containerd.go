@@ -34,7 +34,7 @@ var errNoUUID = errors.New("the answer has no UUID")
 // identify asks a containerd for its UUID, then for a list of its snapshots. For that list containerd
 // asks thinsnap about each, and so shows which keys it knows. A buildkitd is asked for its worker's id.
 //
-// It has no time limit: the process may have many snapshots, and its connection ends with it.
+// It has no time limit: the process may have many snapshots, and the connection ends with the process.
 func identify(ctx context.Context, p Process, proxy string, to report) (err error) {
 	conn, installation, err := connect(ctx, p, to.listens)
 	if err != nil && isBuildKit(p) {
@@ -155,9 +155,9 @@ func dial(ctx context.Context, address string, p Process) (net.Conn, error) {
 	return conn, nil
 }
 
-// addressesOf returns the addresses of the sockets of a process with a word in their path. It
-// returns each path in the process's root and in thinsnap's. thinsnap needs the latter if it has
-// fewer capabilities than the process, and so cannot use the former (proc(5)).
+// addressesOf returns the addresses of the sockets that socketPaths finds: each path in the
+// process's root and in thinsnap's. thinsnap needs the latter if it has fewer capabilities than the
+// process, and so cannot use the former (proc(5)).
 func addressesOf(p Process, word string) ([]string, error) {
 	paths, err := socketPaths(p.PID, word)
 	var addresses []string

@@ -220,7 +220,7 @@ func (r *Registry) keepIfUsedBefore(ctx context.Context, created string) error {
 }
 
 // mayRemove returns errdefs.ErrFailedPrecondition if the client must not remove a snapshot. containerd's collector then
-// continues with the others, and tries again later. Any other error would end it.
+// continues with the others, and tries again later. Any other error would end the collection.
 func (r *Registry) mayRemove(ctx context.Context, key string) error {
 	var refused error
 	if err := r.await(ctx, func() (mayChange bool) {

@@ -265,6 +265,6 @@ func (r *Registry) recordInstallation(ctx context.Context, installation string) 
 	if err := r.keep(ctx, next, nil); err != nil {
 		return err
 	}
-	r.logKept(ctx, "another installation uses the store")
+	r.logKept(ctx, "another installation has become the client")
 	return nil
 }

@@ -51,7 +51,7 @@ type Call struct {
 	Proxy   string // the client's name for thinsnap; empty if the call has none
 }
 
-// Admit returns nil if the process may make the call, and makes it the client if there is none that lives. It returns
+// Admit returns nil if the process may make the call, and makes it the client if no client lives. It returns
 // errdefs.ErrFailedPrecondition while another process is the client, or if the key space has snapshots and its clients
 // have used another proxy name.
 func (r *Registry) Admit(ctx context.Context, call Call) error {
@@ -177,8 +177,8 @@ func (r *Registry) load(ctx context.Context) error {
 }
 
 // begin computes the used numbers from the snapshots, and starts to identify the client. It also does so if the call
-// that made the process the client is cancelled. After an error the next call repeats it: until then the numbers are
-// those of the client before.
+// that made the process the client is cancelled. After an error the next call repeats it; until then the numbers stay
+// those of the previous client.
 func (r *Registry) begin(ctx context.Context) error {
 	r.loaded = false
 	ctx = context.WithoutCancel(ctx)
