@@ -29,8 +29,8 @@ type Volume struct {
 	mapped bool
 }
 
-// NewVolume returns the content of a volume of the given size in bytes, in a pool with blocks of
-// blockBytes on the device data.
+// NewVolume returns the content of a volume of the given size in bytes. data is the pool's data
+// device, with blocks of blockBytes.
 func NewVolume(ctx context.Context, tree thinmeta.Tree, data io.ReaderAt, blockBytes, bytes uint64) *Volume {
 	return &Volume{ctx: ctx, tree: tree, data: data, blockBytes: blockBytes, bytes: bytes}
 }

@@ -39,7 +39,7 @@ func TestPoolTableRefuses(t *testing.T) {
 		"two words as a device": func(p *PoolTable) { p.Data = "7:0 8" },
 		"space after a device":  func(p *PoolTable) { p.Data = "7:0 " },
 		"block too small":       func(p *PoolTable) { p.BlockSectors = 64 },
-		"block no multiple":     func(p *PoolTable) { p.BlockSectors = 192 },
+		"block not a multiple":  func(p *PoolTable) { p.BlockSectors = 192 },
 		"block too large":       func(p *PoolTable) { p.BlockSectors = 2097152 + 128 },
 	} {
 		table := good

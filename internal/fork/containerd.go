@@ -96,8 +96,8 @@ type Ticket struct {
 }
 
 // ForkContainer creates a snapshot and a container, both named id. If it fails, containerd's collector removes the
-// snapshot, at the latest after leaseTime. issue returns the ticket for the snapshot; it is called after all other
-// checks.
+// snapshot, at the latest after leaseTime. issue returns the ticket for the snapshot; it is called after the checks
+// that need no ticket.
 func (c *Containerd) ForkContainer(
 	ctx context.Context, source Container, id string, issue func(context.Context) (Ticket, error),
 ) (err error) {

@@ -49,7 +49,7 @@ func managerOf(c *containersapi.Container) string {
 // errdefs.ErrFailedPrecondition if the copy would use the source's state.
 func copyRecord(source *containersapi.Container, id string) (*containersapi.Container, error) {
 	if manager := managerOf(source); manager != "" {
-		return nil, fmt.Errorf("container %q belongs to %s, which keeps its log, network and host files outside of "+
+		return nil, fmt.Errorf("container %q belongs to %s, which keeps its log, network and /etc/hosts outside of "+
 			"containerd's record, so that a copy of the record would use those of %q: fork its snapshot (\"thinsnap fork KEY "+
 			"NEW\"), or give its disk to a new container of ctr (\"thinsnap fork --token %s\"): %w",
 			source.GetID(), manager, source.GetID(), source.GetID(), errdefs.ErrFailedPrecondition)

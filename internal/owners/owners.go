@@ -15,7 +15,7 @@ type Owner struct {
 	// Namespace is containerd's namespace.
 	Namespace string
 	// Images are the names of the images that have the snapshot as a layer, sorted. Digests count as names only for an
-	// image without another.
+	// image without another name.
 	Images []string
 	// Container is nil unless the snapshot is a container's root file system.
 	Container *Container

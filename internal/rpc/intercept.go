@@ -92,8 +92,8 @@ func (s share) enter(ctx context.Context) (leave func(), err error) {
 	return leave, nil
 }
 
-// readsOnly reports whether a method only reads the store. Such calls do not wait for the others. (List is a stream,
-// which waits for nothing.)
+// readsOnly reports whether a method only reads the store. Such calls do not wait for the others. (List never gets
+// here: it is a stream, which waits for nothing.)
 func readsOnly(fullMethod string) bool {
 	switch path.Base(fullMethod) {
 	case "Stat", "List":

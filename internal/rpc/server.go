@@ -21,7 +21,7 @@ const (
 	// a thread, and Go ends a process with 10,000 threads. More calls are not faster, because the pool takes one message
 	// at a time.
 	//
-	// A call that was given up ends, but its thread may stay in the kernel: the snapshotter limits these.
+	// A cancelled call ends, but its thread may stay in the kernel: the snapshotter limits such threads.
 	maxRunning = 128
 	// maxReading limits running calls of Stat, which only reads the store. They do not wait for the pool. But they read a
 	// mapped file: if the root's disk hangs, they keep their threads.
@@ -48,8 +48,8 @@ type Observer interface {
 // Server serves the snapshotter and the differ to containerd.
 type Server struct{ grpc *grpc.Server }
 
-// Limits limit the running calls of several servers together. Half of the turns are reserved, the same number for each
-// server: so hanging calls of one client block no other client.
+// Limits limit the running calls of several servers together. Half of each limit is reserved, in equal parts for
+// the servers: so hanging calls of one client block no other client.
 type Limits struct {
 	servers          int
 	running, reading turns // shared by all servers

@@ -94,7 +94,7 @@ func (g *target) requireServing(t *testing.T) {
 	require.NoError(t, conn.Close())
 }
 
-// requireLittleMemory limits the memory that the server keeps for its clients.
+// requireLittleMemory requires that the server keeps little memory for its clients.
 func (g *target) requireLittleMemory(t *testing.T) {
 	t.Helper()
 	require.Less(t, heap(), g.heap+64<<20)

@@ -150,7 +150,7 @@ func waitForLock(ctx context.Context, f *os.File) error {
 		return err
 	}
 	if !info.Mode().IsRegular() || trustedpath.OwnerOf(info) != os.Geteuid() || info.Mode().Perm()&0o077 != 0 {
-		return errors.New("others may hold this lock, because its file is not this user's or does not have mode 0600: " +
+		return errors.New("others may hold this lock, because it is not a regular file of this user with mode 0600: " +
 			"remove the file")
 	}
 	ctx, cancel := context.WithTimeout(ctx, lockTime)
