@@ -80,8 +80,7 @@ func New(snapshots Snapshots, pool Pool, connect Connect, options Options) *Diff
 }
 
 // List lists the changes from lower to upper, or all of upper if the key of lower is empty. changed
-// counts the bytes that the volumes do not map to the same blocks of the pool; it is 0 without
-// lower.
+// counts the bytes in the runs of Pool.Delta; it is 0 without lower.
 func (d *Differ) List(
 	ctx context.Context, lowerKey, upperKey string,
 ) (listing diff.Listing, changed uint64, err error) {
@@ -102,7 +101,7 @@ var errNotOurs = fmt.Errorf("not mounts of thinsnap's snapshots: %w", errdefs.Er
 
 // Compare writes the changes from lower to upper to containerd's content store, as an OCI layer,
 // and returns its descriptor. If the mounts are not thinsnap's, the media type is not supported, or
-// the comparison fails before anything is written, the error is errdefs.ErrNotImplemented:
+// the comparison fails and leaves no new content, the error is errdefs.ErrNotImplemented:
 // containerd then asks its next differ. metadata.ErrWritesLost is returned as it is, because the
 // next differ would not see the loss; so are errors of FindMounted.
 func (d *Differ) Compare(

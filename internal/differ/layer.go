@@ -78,7 +78,7 @@ func stream(
 	}
 	err = diff.WriteTar(ctx, p.of(io.MultiWriter(compressed, tar)), s.upper, s.listing.Changes, writerOptions(&config)...)
 	if err = errors.Join(err, compressed.Close()); err == nil {
-		w.isWhole = true
+		w.isLast = true
 		err = buffer.Flush()
 	}
 	return layerInfo{sum(tar), sum(blob), int64(size)}, err

@@ -18,10 +18,10 @@ import (
 // continues in the background.
 const releaseTime = 10 * time.Second
 
-// sides are the mounted volumes of two frozen snapshots, and their differences.
+// sides are the mounted frozen copies of two snapshots, and their differences.
 type sides struct {
 	lower, upper diff.Volume
-	changed      uint64 // bytes that they do not map to the same blocks of the pool
+	changed      uint64 // bytes in the runs of Pool.Delta
 	listing      diff.Listing
 }
 
@@ -90,7 +90,7 @@ func release(ctx context.Context, frozen *snapshotter.Frozen) {
 	}()
 }
 
-// changed returns the ranges that two volumes do not map to the same blocks of the pool.
+// changed returns the runs of Pool.Delta as ranges of bytes.
 func (d *Differ) changed(ctx context.Context, lower, upper *snapshotter.Frozen) ([]diff.Range, error) {
 	if lower == nil || lower.ID == upper.ID {
 		return nil, nil

@@ -11,12 +11,12 @@ type Stats struct {
 	Running    uint64 // at present
 	Inodes     uint64 // layers made at level diff.Inodes
 	Walked     uint64 // layers made at level diff.Walk
-	Left       uint64 // left to containerd's next differ
+	Left       uint64 // failed, and left to containerd's next differ
 	Failed     uint64 // while the layer was written, or because writes to a snapshot were lost
 	Cancelled  uint64
 	Mismatched uint64 // found by Options.Verify
 
-	Changed uint64 // bytes that the volumes did not map to the same blocks of the pool
+	Changed uint64 // bytes in the runs of Pool.Delta
 	Read    uint64 // bytes of files that were read for comparison
 	Written uint64 // bytes of layers, before compression
 }

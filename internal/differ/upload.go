@@ -14,9 +14,9 @@ import (
 type upload struct {
 	store          *containerd
 	ref, mediaType string
-	// isWhole is true if the first write has the whole blob. Such a blob is written under the
-	// shared lease, because its own lease would cost containerd two transactions.
-	isWhole bool
+	// isLast is set before the last write. A blob of one write is written under the shared lease,
+	// because its own lease would cost containerd two transactions.
+	isLast bool
 
 	writer content.Writer
 	stop   func() // ends the stream to containerd
@@ -37,7 +37,7 @@ func (u *upload) Write(b []byte) (int, error) {
 
 func (u *upload) open() (err error) {
 	var ctx context.Context
-	if u.isWhole {
+	if u.isLast {
 		ctx, err = u.store.lease()
 	} else {
 		ctx, u.end, err = u.store.leaseLong()
