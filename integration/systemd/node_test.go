@@ -66,7 +66,7 @@ func TestNodeInstaller(t *testing.T) {
 
 	defaultSnapshotter := "containerd config dump | grep -c 'snapshotter = \"thinsnap\"'"
 	require.Equal(t, "1", g.run(t, defaultSnapshotter))
-	fails(t, hostPID, "remove", "new containers do not use thinsnap from now on, but these do: default/")
+	fails(t, hostPID, "remove", "existing ones do, in these pods, snapshots or devices: default/")
 	runs()
 	g.run(t, "! "+defaultSnapshotter)
 	require.Contains(t, g.run(t, "containerd config dump"), "proxy_plugins.thinsnap", "containerd has to remove the container's snapshot")

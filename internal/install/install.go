@@ -120,9 +120,9 @@ func (m *Machine) Install(ctx context.Context, files Files, kind setup.Kind, arg
 	return m.configure(ctx, &r, kind, append([]string{programPath, "setup", string(kind)}, args...))
 }
 
-// Configure only sets up containerd, as Install does, for a daemon in a container. For the
-// configuration and containerd it fails as Install does, and for mode "direct-lvm" with
-// errdefs.ErrFailedPrecondition.
+// Configure only sets up containerd, as Install does, for a daemon in a container. It fails with
+// errdefs.ErrInvalidArgument for an invalid configuration, and with errdefs.ErrFailedPrecondition
+// for mode "direct-lvm" or if containerd must be restarted by hand.
 func (m *Machine) Configure(ctx context.Context, text []byte, kind setup.Kind, args ...string) error {
 	cfg, err := config.Parse(text)
 	if err != nil {

@@ -244,7 +244,7 @@ func TestInstallKeepsEditedFiles(t *testing.T) {
 	require.Equal(t, []string{theConfig}, m.files(t))
 }
 
-// TestInstallOnABadPool: containerd is not configured for a daemon that refuses all snapshots.
+// TestInstallOnABadPool: containerd is not configured for a pool that refuses new snapshots.
 func TestInstallOnABadPool(t *testing.T) {
 	m := newFakeMachine(t)
 	m.pool.Refusal = "the pool is full"
@@ -275,7 +275,7 @@ func TestRemoveWhileInUse(t *testing.T) {
 	} {
 		err := m.Remove(t.Context(), setup.System)
 		require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
-		require.ErrorContains(t, err, "new containers do not use thinsnap from now on, but these do: default/4/box, kube-system/kube-proxy-x: delete")
+		require.ErrorContains(t, err, "existing ones do, in these pods, snapshots or devices: default/4/box, kube-system/kube-proxy-x: delete")
 		require.Equal(t, before, m.files(t))
 		require.Equal(t, commands, m.took())
 	}

@@ -39,8 +39,9 @@ func (m *Machine) Remove(ctx context.Context, kind setup.Kind) error {
 		if err := m.configure(ctx, &r, kind, []string{self, "setup", string(kind)}); err != nil {
 			return err
 		}
-		return fmt.Errorf("new containers do not use thinsnap from now on, but these do: %s: delete their pods, also those "+
-			"of DaemonSets, which come back without thinsnap: %w", strings.Join(users, ", "), errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("new containers no longer use thinsnap, but existing ones do, in these pods, snapshots or "+
+			"devices: %s: delete their pods, also those of DaemonSets, which come back without thinsnap: %w",
+			strings.Join(users, ", "), errdefs.ErrFailedPrecondition)
 	}
 	if err := m.configure(ctx, &r, kind, []string{self, "setup", string(kind), "--undo"}); err != nil {
 		return err
