@@ -240,7 +240,7 @@ func TestStuckPoolIsRetried(t *testing.T) {
 		f.set(func(f *fake) { f.status.Data.Used, f.disk = 90*mib, 100*mib })
 		time.Sleep(2 * minInterval)
 		require.Contains(t, e.Report().Stuck, "90MiB of 100MiB data used")
-		require.Contains(t, e.Report().Stuck, "no space left below it")
+		require.Contains(t, e.Report().Stuck, "no space left on the disk below the pool")
 		require.EqualValues(t, 100*mib, f.get().status.Data.Total)
 
 		// Space is freed below the pool, which raises no event.
@@ -378,7 +378,7 @@ func TestDiskIsWatched(t *testing.T) {
 			f.status.Data.Used, f.disk, f.short = 90*mib, 100*mib, errors.New("no space for the holes")
 		})
 		time.Sleep(3 * minInterval)
-		require.Contains(t, e.Report().Stuck, "no space left below it")
+		require.Contains(t, e.Report().Stuck, "no space left on the disk below the pool")
 		require.Equal(t, "no space for the holes", e.Report().Unallocated)
 		f.mu.Lock()
 		f.disk, f.short = 200*mib, nil

@@ -43,7 +43,7 @@ func (d device) grown(g pool.Growth) (bytes uint64, stuck string) {
 
 // cannotGrow explains why the device keeps its size.
 func (d device) cannotGrow() string {
-	reason := "no space left below it: free some there, or remove snapshots"
+	reason := "no space left on the disk below the pool: free some there, or remove snapshots"
 	if d.limit > 0 && d.Total+d.blockBytes > d.limit {
 		reason = fmt.Sprintf("limited to %s: %s", units.BytesSize(float64(d.limit)), d.remedy)
 	}

@@ -20,7 +20,7 @@ func TestSpaceThatAnotherProgramTakes(t *testing.T) {
 					f.status.Data.Used, f.disk, f.taken = 90*mib, 200*mib, 100*mib-test.left
 				})
 				time.Sleep(2 * minInterval)
-				require.Contains(t, e.Report().Stuck, "no space left below it: free some there, or remove snapshots")
+				require.Contains(t, e.Report().Stuck, "no space left on the disk below the pool: free some there, or remove snapshots")
 				require.Equal(t, test.size, f.get().status.Data.Total)
 			})
 		})
