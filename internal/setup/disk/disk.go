@@ -123,11 +123,11 @@ func Configure(path, device string) (journal.File, error) {
 	case sameDisk(pool.DirectLVM.Device, device) && (pool.Mode == "" || pool.Mode == mode):
 		return f, nil
 	case pool.DirectLVM.Device != "":
-		return f, decided(path, "pool.direct_lvm.device", pool.DirectLVM.Device)
+		return f, alreadySet(path, "pool.direct_lvm.device", pool.DirectLVM.Device)
 	case pool.Existing.Device != "":
-		return f, decided(path, "pool.existing.device", pool.Existing.Device)
+		return f, alreadySet(path, "pool.existing.device", pool.Existing.Device)
 	case pool.Mode != "" && pool.Mode != mode:
-		return f, decided(path, "pool.mode", pool.Mode)
+		return f, alreadySet(path, "pool.mode", pool.Mode)
 	}
 	f.After = []byte(withDevice(string(text), fmt.Sprintf("device = %q\n", device)))
 	return f, verify(f, device)
@@ -144,7 +144,7 @@ func sameDisk(one, two string) bool {
 	return one != "" && err == nil && secondErr == nil && first == second
 }
 
-func decided(path, key, value string) error {
+func alreadySet(path, key, value string) error {
 	return fmt.Errorf("%s has %s = %q already: remove that line if its pool is not in use, or leave out --disk: %w",
 		path, key, value, errdefs.ErrFailedPrecondition)
 }
@@ -155,8 +155,8 @@ var (
 	deviceLine = regexp.MustCompile(`^\s*(#?)\s*device\s*=\s*(""|'')\s*(#.*)?$`)
 )
 
-// withDevice returns the text with a line in the table pool.direct_lvm, which it adds if missing: in
-// place of an empty device, below a commented-out one, or first.
+// withDevice returns the text with a line in the table pool.direct_lvm. The line replaces an empty
+// device, or follows a commented-out one, or comes first. A missing table is added.
 func withDevice(text, line string) string {
 	lines := strings.SplitAfter(text, "\n")
 	at, replaces, inTable := -1, 0, false
