@@ -213,6 +213,25 @@ func (s *Snapshotter) FindMounted(ctx context.Context, m mount.Mount) (key strin
 	return key, err
 }
 
+// RequireNoWritesLost returns metadata.ErrWritesLost for an active snapshot that may have lost writes. A
+// missing snapshot is no error.
+func (s *Snapshotter) RequireNoWritesLost(ctx context.Context, key string) error {
+	_, err := runInKernel(ctx, s, func(ctx context.Context) (struct{}, error) {
+		rec, err := s.get(ctx, key)
+		switch {
+		case errdefs.IsNotFound(err):
+			return struct{}{}, nil
+		case err != nil || rec.Kind != snapshots.KindActive:
+			return struct{}{}, err
+		}
+		return struct{}{}, s.requireNoWritesLost(ctx, thin.ID(rec.VolumeID))
+	})
+	if err != nil {
+		return fmt.Errorf("snapshot %q: %w", key, s.explain(err))
+	}
+	return nil
+}
+
 // volumeOfMount returns the volume of a mount, and false for a mount that is not thinsnap's.
 func (s *Snapshotter) volumeOfMount(m mount.Mount) (thin.ID, bool) {
 	if m.Type == "bind" {

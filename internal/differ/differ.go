@@ -40,6 +40,8 @@ type Snapshots interface {
 	FindMounted(ctx context.Context, m mount.Mount) (key string, err error)
 	// Freeze returns the content of a snapshot at one moment.
 	Freeze(ctx context.Context, key string) (*snapshotter.Frozen, error)
+	// RequireNoWritesLost returns metadata.ErrWritesLost for a snapshot that may have lost writes.
+	RequireNoWritesLost(ctx context.Context, key string) error
 }
 
 // Pool reports the blocks in which two volumes differ.
@@ -102,8 +104,9 @@ var errNotOurs = fmt.Errorf("not mounts of thinsnap's snapshots: %w", errdefs.Er
 // Compare writes the changes from lower to upper to containerd's content store, as an OCI layer,
 // and returns its descriptor. If the mounts are not thinsnap's, the media type is not supported, or
 // the comparison fails and leaves no new content, the error is errdefs.ErrNotImplemented:
-// containerd then asks its next differ. metadata.ErrWritesLost is returned as it is, because the
-// next differ would not see the loss; so are errors of FindMounted.
+// containerd then asks its next differ. A snapshot that may have lost writes is not left to that,
+// because it would not see the loss: the error is metadata.ErrWritesLost. Errors of FindMounted and
+// RequireNoWritesLost are returned as they are.
 func (d *Differ) Compare(
 	ctx context.Context, lower, upper []mount.Mount, opts ...coreDiff.Opt,
 ) (ocispec.Descriptor, error) {
@@ -113,12 +116,15 @@ func (d *Differ) Compare(
 			return ocispec.Descriptor{}, err
 		}
 	}
-	compress, err := compressionOf(&config)
+	lowerKey, upperKey, err := d.find(ctx, lower, upper)
 	if err != nil {
 		return ocispec.Descriptor{}, err
 	}
-	lowerKey, upperKey, err := d.find(ctx, lower, upper)
+	compress, err := compressionOf(&config)
 	if err != nil {
+		if lost := d.requireNoWritesLost(ctx, lowerKey, upperKey); lost != nil {
+			err = d.fail(lowerKey, upperKey, lost)
+		}
 		return ocispec.Descriptor{}, err
 	}
 	ctx = log.WithLogger(ctx, log.G(ctx).WithFields(log.Fields{
@@ -143,16 +149,32 @@ func (d *Differ) Compare(
 	case errors.As(err, &unwritten) && !errors.Is(err, metadata.ErrWritesLost):
 		return ocispec.Descriptor{}, d.leaveToNext(ctx, lowerKey, upperKey, err)
 	default:
-		d.stats.failed.Add(1)
-		return ocispec.Descriptor{}, fmt.Errorf("compare %q with %q: %w", metadata.ShowKey(upperKey),
-			metadata.ShowKey(lowerKey), err)
+		return ocispec.Descriptor{}, d.fail(lowerKey, upperKey, err)
 	}
 }
 
-// leaveToNext returns the error that leaves a comparison to containerd's next differ. It must match
-// no other class: containerd asks its next differ only after ErrNotImplemented, and a gRPC status
-// has the first class that an error matches.
+func (d *Differ) fail(lowerKey, upperKey string, err error) error {
+	d.stats.failed.Add(1)
+	return fmt.Errorf("compare %q with %q: %w", metadata.ShowKey(upperKey), metadata.ShowKey(lowerKey), err)
+}
+
+// requireNoWritesLost fails if a snapshot may have lost writes, or if that is unknown.
+func (d *Differ) requireNoWritesLost(ctx context.Context, keys ...string) error {
+	for _, key := range keys {
+		if err := d.snapshots.RequireNoWritesLost(ctx, key); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// leaveToNext returns the error that leaves a comparison to containerd's next differ, unless a
+// snapshot may have lost writes. It must match no other class: containerd asks its next differ only
+// after ErrNotImplemented, and a gRPC status has the first class that an error matches.
 func (d *Differ) leaveToNext(ctx context.Context, lowerKey, upperKey string, reason error) error {
+	if err := d.requireNoWritesLost(ctx, lowerKey, upperKey); err != nil {
+		return d.fail(lowerKey, upperKey, err)
+	}
 	d.stats.left.Add(1)
 	log.G(ctx).WithError(reason).Warn("containerd's next differ compares these snapshots")
 	return fmt.Errorf("compare %q with %q: %w: %s", metadata.ShowKey(upperKey), metadata.ShowKey(lowerKey),

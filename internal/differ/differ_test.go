@@ -26,6 +26,7 @@ import (
 // fakeSnapshots has the mounts of type "ours".
 type fakeSnapshots struct {
 	freeze func(ctx context.Context, key string) error
+	lost   error // of the snapshot "lost"
 }
 
 func (fakeSnapshots) FindMounted(_ context.Context, m mount.Mount) (string, error) {
@@ -40,6 +41,13 @@ func (fakeSnapshots) FindMounted(_ context.Context, m mount.Mount) (string, erro
 
 func (f fakeSnapshots) Freeze(ctx context.Context, key string) (*snapshotter.Frozen, error) {
 	return nil, f.freeze(ctx, key)
+}
+
+func (f fakeSnapshots) RequireNoWritesLost(_ context.Context, key string) error {
+	if key == "lost" {
+		return f.lost
+	}
+	return nil
 }
 
 func mounts(typ, source string) []mount.Mount { return []mount.Mount{{Type: typ, Source: source}} }
@@ -150,16 +158,24 @@ func TestLeftToTheNextDiffer(t *testing.T) {
 }
 
 // TestLostWritesAreNotLeftToTheNextDiffer: the next differ would make a layer without the lost
-// writes, and report no error.
+// writes, and report no error. So nothing is left to it while the loss is unknown.
 func TestLostWritesAreNotLeftToTheNextDiffer(t *testing.T) {
-	sn := fakeSnapshots{freeze: func(context.Context, string) error {
-		return fmt.Errorf("freeze: %w", metadata.ErrWritesLost)
-	}}
-	d := New(sn, nil, nil, Options{})
-	_, err := d.Compare(t.Context(), mounts("ours", "a"), mounts("ours", "b"))
+	lost := fmt.Errorf("freeze: %w", metadata.ErrWritesLost)
+	for _, freeze := range []error{lost, errdefs.ErrUnavailable} {
+		d := New(fakeSnapshots{lost: lost, freeze: func(context.Context, string) error { return freeze }}, nil, nil, Options{})
+		_, err := d.Compare(t.Context(), mounts("ours", "a"), mounts("ours", "lost"))
+		require.Equal(t, codes.DataLoss, status.Code(errgrpc.ToGRPC(err)), "%v", err)
+		require.ErrorContains(t, err, "pull or build it again")
+		require.Equal(t, Stats{Failed: 1}, d.Stats())
+	}
+	sn := fakeSnapshots{lost: lost}
+	_, err := New(sn, nil, nil, Options{}).Compare(t.Context(), mounts("ours", "a"), mounts("ours", "lost"),
+		coreDiff.WithMediaType("application/x"))
 	require.Equal(t, codes.DataLoss, status.Code(errgrpc.ToGRPC(err)), "%v", err)
-	require.ErrorContains(t, err, "pull or build it again")
-	require.Equal(t, Stats{Failed: 1}, d.Stats())
+
+	sn = fakeSnapshots{lost: errdefs.ErrUnavailable, freeze: func(context.Context, string) error { return errdefs.ErrNotFound }}
+	_, err = New(sn, nil, nil, Options{}).Compare(t.Context(), mounts("ours", "lost"), mounts("ours", "a"))
+	require.Equal(t, codes.Unavailable, status.Code(errgrpc.ToGRPC(err)), "%v", err)
 }
 
 // TestWaitForATurnIsLimited: a comparison that waits too long for others is left to the next
