@@ -32,6 +32,7 @@ var shownBy = map[string]string{
 	`make (demo|test|kernel-test .*)`:                       "reason: CI and new users run it",
 	`apt install \./bin/thinsnap_.*`:                        "TestInstalledPackage",
 	`apt install \./thinsnap_.*`:                            "TestQuickStart",
+	`apt purge thinsnap`:                                    "TestQuickStart",
 	`systemctl (enable --now|start|status) thinsnap.*`:      "TestUnderSystemd",
 	`systemctl stop (containerd )?thinsnap.socket thinsnap`: "TestUnderSystemd",
 	`(cp --archive|mv) /var/lib/thinsnap .*`:                "TestMovedRoot",
