@@ -48,15 +48,15 @@ func (s *Snapshotter) verifyBases(
 		}
 		return lost, nil
 	}
-	if len(lost) == 0 || proved || s.haveSnapshot(ctx, lost, verify) {
+	if len(lost) == 0 || proved || s.provedBySnapshot(ctx, lost, verify) {
 		return lost, nil
 	}
 	return nil, notProved(fmt.Sprintf("base volume %d (%s, %d bytes)", lost[0].VolumeID, lost[0].Filesystem, lost[0].Size))
 }
 
-// haveSnapshot reports whether a committed snapshot has the file system of one of these lost base volumes,
-// which proves the pool's identity.
-func (s *Snapshotter) haveSnapshot(ctx context.Context, lost []metadata.BaseRecord, verify verifyFunc) bool {
+// provedBySnapshot reports whether a committed snapshot has the file system of one of these lost base
+// volumes.
+func (s *Snapshotter) provedBySnapshot(ctx context.Context, lost []metadata.BaseRecord, verify verifyFunc) bool {
 	var layers []metadata.Snapshot
 	enough := errors.New("enough")
 	err := s.store.View(ctx, func(tx *metadata.Tx) error {

@@ -42,8 +42,8 @@ func took(f func()) time.Duration {
 	return time.Since(begin)
 }
 
-// stuck has the calls that can hang while the pool is full, and the number of openers for which Commit
-// makes each call.
+// stuck has the calls of a Commit that can hang on a full pool, and the open count of the device with which
+// it makes them.
 var stuck = map[string]struct{ openers int }{
 	"Flush":   {openers: 0},
 	"Suspend": {openers: 1},

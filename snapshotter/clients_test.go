@@ -153,10 +153,10 @@ type verbatim struct{}
 
 func (verbatim) Name() string { return "proto" }
 
-func (verbatim) Marshal(v any) ([]byte, error) { return v.([]byte), nil } //nolint:errcheck // it is what it is
+func (verbatim) Marshal(v any) ([]byte, error) { return v.([]byte), nil } //nolint:errcheck // always of this type
 
 func (verbatim) Unmarshal(data []byte, v any) error {
-	*v.(*[]byte) = data //nolint:errcheck // it is what it is
+	*v.(*[]byte) = data //nolint:errcheck // always of this type
 	return nil
 }
 

@@ -82,7 +82,7 @@ func TestNothingIsDeletedFromAPoolThatIsNotProven(t *testing.T) {
 }
 
 // TestNothingRemovedIsDeletedWithoutProof: no base volume and no layer proves an adopted pool. Removed
-// volumes are then kept, even when a new base volume proves later starts.
+// volumes are then kept, even when a new base volume proves the pool at later starts.
 func TestNothingRemovedIsDeletedWithoutProof(t *testing.T) {
 	b := newAdoptedBench(t)
 	ctx := t.Context()
@@ -147,7 +147,7 @@ func TestVolumesOfOthersWithLeasedIDs(t *testing.T) {
 	require.NoError(t, b.Close())
 }
 
-// TestNoLeaseOfIDsThatAreTaken: a foreign volume was created after the pool was taken over.
+// TestNoLeaseOfIDsThatAreTaken: a foreign volume was created after thinsnap recorded the pool.
 func TestNoLeaseOfIDsThatAreTaken(t *testing.T) {
 	b := newExistingBench(t)
 	const taken = metadata.FirstInForeign + 70

@@ -71,7 +71,7 @@ func TestPrepareExtendsThePoolFirst(t *testing.T) {
 	require.Contains(t, asked[1:], uint64(10))
 }
 
-// TestFullPoolIsNamedFull: the reserve is used up then, too, but the message that counts is that writes wait.
+// TestFullPoolIsNamedFull: the error says that writes wait, and not that too little is free.
 func TestFullPoolIsNamedFull(t *testing.T) {
 	config := fakeConfig()
 	config.MinFreePercent = 10

@@ -15,9 +15,9 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// LabelFrom makes a new snapshot a fork of another active one. Its value is a token of IssueFork, never a
-// key: annotations of images and pods reach Prepare as labels, and clients see a snapshot's labels. It is
-// not stored.
+// LabelFrom makes a new snapshot a fork of another active one. Its value is a token of IssueFork: with
+// a key, an annotation of an image or pod could fork any snapshot. It is not stored, because clients see a
+// snapshot's labels.
 const LabelFrom = "containerd.io/snapshot/thinsnap/from"
 
 // IssueFork returns a token for one fork of an active snapshot. The token is the value of LabelFrom in a

@@ -93,8 +93,8 @@ func (t *forkTokens) giveBack(token string, grant forkGrant) {
 // containerdNamespace is a containerd namespace in the key space of one client.
 type containerdNamespace struct{ space, name string }
 
-// namespaceOf returns the namespace in a key of containerd's form, "NAMESPACE/NUMBER/NAME". Any other key
-// has the name "".
+// namespaceOf returns the namespace in a key of containerd's form, "NAMESPACE/NUMBER/NAME". A key without
+// "/" has the name "".
 func namespaceOf(stored string) containerdNamespace {
 	space, key := metadata.SplitKey(stored)
 	name, _, found := strings.Cut(key, "/")

@@ -20,7 +20,7 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// Frozen is the content of a snapshot at one moment: an active device that refuses writes. Its file system
+// Frozen is the content of a snapshot at one moment: an active volume that refuses writes. Its file system
 // can be mounted read-only without recovery, and the pool's metadata on disk has all of its blocks.
 type Frozen struct {
 	// Key is the key of the snapshot.

@@ -183,8 +183,8 @@ func TestKeysOfOtherClientsAreRefused(t *testing.T) {
 	require.Empty(t, walked(t, b.in("k3")))
 }
 
-// TestForkStaysWithItsClient: a token is for one client, even if another one has the same keys and name
-// spaces.
+// TestForkStaysWithItsClient: a token is for one client, even if another one has the same keys and
+// namespaces.
 func TestForkStaysWithItsClient(t *testing.T) {
 	b := newBench(t, fakeConfig())
 	b.admit(t, "k3s", "k3s-2")

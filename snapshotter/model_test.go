@@ -206,10 +206,10 @@ func containerdRules() porcupine.Model {
 	return porcupine.Model{
 		Init: func() any { return world{keys: map[string]entry{}, undone: map[int]bool{}} },
 		Step: func(state, in, out any) (bool, any) {
-			return state.(world).step(in.(request), out.(answer)) //nolint:errcheck // it is what it is
+			return state.(world).step(in.(request), out.(answer)) //nolint:errcheck // always of this type
 		},
 		Equal: func(a, b any) bool {
-			one, two := a.(world), b.(world) //nolint:errcheck // it is what it is
+			one, two := a.(world), b.(world) //nolint:errcheck // always of this type
 			return maps.Equal(one.keys, two.keys) && maps.Equal(one.undone, two.undone)
 		},
 	}

@@ -56,8 +56,8 @@ func (s *Snapshotter) activateAndMounts(ctx context.Context, key string) ([]moun
 		return s.mounts(rec, vol.Path), nil
 	}
 	if len(idMappingOptions(rec)) > 0 {
-		// Only foreign mounts show that the container runs. If there are none, its next start gets the
-		// mapping.
+		// Only mounts other than thinsnap's own show that the container runs. Without one, its next start
+		// gets the id mapping.
 		if err := s.dropMount(id); err != nil {
 			return nil, err
 		}

@@ -192,7 +192,7 @@ func (b *bench) inUse(t *testing.T) string {
 	return "in use"
 }
 
-// TestOlderStoreWithoutWhatThinsnapWrote: the record of a volume that thinsnap wrote to before has its own
+// TestOlderStoreWithoutWhatThinsnapWrote: the record of a volume that thinsnap wrote to first has its own
 // transaction id. A store without the record is refused, whenever it was copied.
 func TestOlderStoreWithoutWhatThinsnapWrote(t *testing.T) {
 	for name, c := range map[string]struct {

@@ -17,15 +17,15 @@ const (
 	// timeMargin is the distance to thinmeta.MaxTime at which no more ids are leased. It is above the
 	// number of ids that are leased and unused.
 	timeMargin = 1 << 10
-	// timeMarginForeign is timeMargin for a foreign pool, whose other users continue. At one snapshot a
-	// second, the operator has twelve days to reset the pool's times.
+	// timeMarginForeign is timeMargin for a foreign pool, whose other users still create snapshots. At
+	// one a second, the operator has twelve days to reset the pool's times.
 	timeMarginForeign = 1 << 20
 	// timeStep is the time between two reads of a foreign pool's time.
 	timeStep = time.Minute
 )
 
-// poolTime watches the pool's time, which counts all snapshots ever created in the pool. Leases bound it in
-// thinsnap's own pool; in a foreign pool other users raise it too.
+// poolTime watches the pool's time, which counts all snapshots ever created in the pool. Each lease
+// reads it, which is enough in thinsnap's own pool; in a foreign pool other users raise it too.
 type poolTime struct {
 	store *metadata.Store
 	pool  Pool

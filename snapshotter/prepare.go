@@ -17,9 +17,9 @@ import (
 
 // Prepare creates an active snapshot. Once Prepare has returned, the snapshot survives any crash.
 //
-// A LabelSize above the parent's size grows the file system, up to Config.MaxBytes; one below it is
-// refused with errdefs.ErrInvalidArgument. With less free space in the pool than Config.MinFreePercent,
-// Prepare returns errdefs.ErrResourceExhausted. LabelFrom makes the snapshot a fork.
+// A LabelSize above the parent's size grows the file system, up to Config.MaxBytes; one below the
+// parent's is refused with errdefs.ErrInvalidArgument. With less free space in the pool than
+// Config.MinFreePercent, Prepare returns errdefs.ErrResourceExhausted. LabelFrom makes the snapshot a fork.
 func (s *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error) {
 	mounts, err := runInKernel(ctx, s,
 		func(ctx context.Context) ([]mount.Mount, error) { return s.prepare(ctx, key, parent, opts) })

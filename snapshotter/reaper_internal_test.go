@@ -10,9 +10,9 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 )
 
-// A snapshot that is removed while its volume is being settled for another reason is settled again
-// afterwards.
-func TestDrainAfterALaterJobOfARunningOne(t *testing.T) {
+// TestRemovalWhileSettling: if a snapshot is removed while its volume is being settled, the volume is
+// settled again.
+func TestRemovalWhileSettling(t *testing.T) {
 	started, goOn := make(chan struct{}, 1), make(chan struct{}, 1)
 	var rounds atomic.Int32
 	r := newReaper(func(context.Context, thin.ID, bool) error {

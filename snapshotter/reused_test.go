@@ -56,7 +56,7 @@ func TestParentReplacedMeanwhile(t *testing.T) {
 	b.requireNoLeftovers(t)
 }
 
-// Otherwise unflushed content would be committed.
+// The Commit fails, because the content of the new volume is not flushed.
 func TestCommitOfAKeyReplacedMeanwhile(t *testing.T) {
 	for _, openers := range []int{0, 1} {
 		b := newBench(t, fakeConfig())

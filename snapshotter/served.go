@@ -43,7 +43,7 @@ func (s *Snapshotter) serveCopy(ctx context.Context, rec metadata.Snapshot, vol 
 	}
 	// gofail: var afterServe struct{}
 
-	// A client that only reads looks like one that starts the container, whose root file system would be
+	// A client that only reads cannot be told from one that starts the container, which would then run on
 	// the copy.
 	log.G(ctx).WithField("device", vol.Path).WithField("copy", copied.Path).
 		Warn("the snapshot is open, but not mounted: returning a mount of a read-only copy. If no virtual machine has it " +

@@ -59,7 +59,7 @@ func TestBaseSizeRaisedOnTheKernel(t *testing.T) {
 // The kernel writes no inode tables of a grown file system, because unmapped blocks of the pool read as
 // zeroes. init_itable=0 after thinsnap's option makes it write them at once, and has no effect before
 // that option.
-func TestNothingIsWrittenThatNobodyAskedFor(t *testing.T) {
+func TestIdleGrownVolumeIsNotWritten(t *testing.T) {
 	config := filesystems["ext4"]
 	config.MaxBytes = 2 << 30
 	ctx, h := newTestHost(t, config)

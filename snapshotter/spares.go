@@ -321,8 +321,8 @@ func (o *originSpares) awaitDropped(ctx context.Context) error {
 	}
 }
 
-// stop deletes all spares. It waits up to sparesStop for their creation and deletion, because the next
-// start looks for leftovers only once.
+// stop deletes all spares. It waits up to sparesStop for their creation and deletion: the next start
+// would miss a spare that is created later.
 func (p *spares) stop() {
 	defer p.cancel()
 	p.mu.Lock()

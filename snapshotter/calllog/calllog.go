@@ -1,4 +1,4 @@
-// Package calllog records the device that a call works on, for the call's log line and its error.
+// Package calllog records the device that a client's call works on, for the call's log line and its error.
 package calllog
 
 import (
@@ -8,7 +8,7 @@ import (
 
 type key struct{}
 
-// Call is one call. Its methods may be called concurrently with [SetDevice].
+// Call is a client's call. Its methods may be called concurrently with [SetDevice].
 type Call struct{ device atomic.Pointer[string] }
 
 // With returns the call of ctx, and adds a new call to a context without one.
