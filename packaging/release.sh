@@ -43,7 +43,13 @@ for arch in amd64 arm64; do
 	tar -C "$work" -xzf "$new/$name.tar.gz" "$name/thinsnap"
 	packaging/sbom.sh "$new/$name.cdx.json" "$arch" "$work/$name/thinsnap" "$image"
 done
-(cd "$new" && sha256sum -- * >"$work/SHA256SUMS")
+(
+	cd "$new"
+	for file in *~*; do # GitHub renames a published file with a ~
+		[ ! -e "$file" ] || mv "$file" "${file//\~/-}"
+	done
+	sha256sum -- * >"$work/SHA256SUMS"
+)
 mv "$work/SHA256SUMS" "$new/"
 mv "$new" "$directory"
 echo "release: version $version is in $directory"
