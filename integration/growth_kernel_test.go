@@ -126,7 +126,7 @@ func TestDiskPoolThatGrows(t *testing.T) {
 	command(t, "lvcreate", "--yes", "--name", "other", "--extents", "100%FREE", "grows-too")
 	pool = fill(func(p admin.Pool) bool { return p.Data.Total-p.Data.Used < p.Data.Total/10 })
 	require.Eventually(t, func() bool {
-		return strings.Contains(d.Info(t).Pool.Autoextend.Stuck, "no space left on the disk below the pool")
+		return strings.Contains(d.Info(t).Pool.Autoextend.Stuck, "no space left in the pool's volume group")
 	}, 30*time.Second, 200*time.Millisecond)
 	_ = refused(ctx, t, sn)
 	command(t, "lvremove", "--yes", "grows-too/other")

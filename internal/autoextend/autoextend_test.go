@@ -240,7 +240,7 @@ func TestStuckPoolIsRetried(t *testing.T) {
 		f.set(func(f *fake) { f.status.Data.Used, f.disk = 90*mib, 100*mib })
 		time.Sleep(2 * minInterval)
 		require.Contains(t, e.Report().Stuck, "90MiB of 100MiB data used")
-		require.Contains(t, e.Report().Stuck, "no space left on the disk below the pool")
+		require.Contains(t, e.Report().Stuck, "no space left in the pool's volume group: add a disk to it, or remove snapshots")
 		require.EqualValues(t, 100*mib, f.get().status.Data.Total)
 
 		// Space is freed below the pool, which raises no event.
@@ -375,7 +375,7 @@ func TestDiskIsWatched(t *testing.T) {
 		require.Equal(t, before.reads, f.get().reads, "the pool's status is read after events only")
 
 		f.set(func(f *fake) {
-			f.status.Data.Used, f.disk, f.short = 90*mib, 100*mib, errors.New("no space for the holes")
+			f.status.Data.Used, f.status.Data.Disk, f.disk, f.short = 90*mib, 7, 100*mib, errors.New("no space for the holes")
 		})
 		time.Sleep(3 * minInterval)
 		require.Contains(t, e.Report().Stuck, "no space left on the disk below the pool")

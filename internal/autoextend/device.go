@@ -44,6 +44,9 @@ func (d device) grown(g pool.Growth) (bytes uint64, stuck string) {
 // cannotGrow explains why the device keeps its size.
 func (d device) cannotGrow() string {
 	reason := "no space left on the disk below the pool: free some there, or remove snapshots"
+	if d.Disk == 0 { // no file
+		reason = "no space left in the pool's volume group: add a disk to it, or remove snapshots"
+	}
 	if d.limit > 0 && d.Total+d.blockBytes > d.limit {
 		reason = fmt.Sprintf("limited to %s: %s", units.BytesSize(float64(d.limit)), d.remedy)
 	}

@@ -17,7 +17,7 @@ func TestSpaceThatAnotherProgramTakes(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			run(t, growth, func(t *testing.T, f *fake, e *Extender) {
 				f.set(func(f *fake) {
-					f.status.Data.Used, f.disk, f.taken = 90*mib, 200*mib, 100*mib-test.left
+					f.status.Data.Used, f.status.Data.Disk, f.disk, f.taken = 90*mib, 7, 200*mib, 100*mib-test.left
 				})
 				time.Sleep(2 * minInterval)
 				require.Contains(t, e.Report().Stuck, "no space left on the disk below the pool: free some there, or remove snapshots")
