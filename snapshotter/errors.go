@@ -58,7 +58,8 @@ func classes() []class {
 			thinmeta.ErrDamaged, thinmeta.ErrNoMetadata, thinmeta.ErrNoDevice, filesystem.ErrNotRecognised,
 		}},
 		{errdefs.ErrFailedPrecondition, "", []error{
-			pool.ErrNotOurs, pool.ErrDeviceTaken, filesystem.ErrUnsupported, filesystem.ErrUnsafe, program.ErrNotFound,
+			pool.ErrNotOurs, pool.ErrDeviceTaken, pool.ErrGroupTaken, filesystem.ErrUnsupported, filesystem.ErrUnsafe,
+			program.ErrNotFound,
 		}},
 		{errdefs.ErrResourceExhausted, "", []error{pool.ErrMetadataTooSmall}},
 		{errdefs.ErrUnavailable, "it is gone from the kernel (see dmesg)", []error{

@@ -46,7 +46,8 @@ func TestEveryErrorHasAClass(t *testing.T) {
 			unix.EBADMSG,
 		},
 		errdefs.ErrFailedPrecondition: {
-			pool.ErrNotOurs, pool.ErrDeviceTaken, filesystem.ErrUnsupported, filesystem.ErrUnsafe, program.ErrNotFound, exit,
+			pool.ErrNotOurs, pool.ErrDeviceTaken, pool.ErrGroupTaken, filesystem.ErrUnsupported, filesystem.ErrUnsafe,
+			program.ErrNotFound, exit,
 			unix.EPERM, unix.EACCES, unix.EOPNOTSUPP, unix.ENOTTY, unix.ENOSYS,
 		},
 		errdefs.ErrResourceExhausted: {

@@ -20,12 +20,15 @@ const (
 // LVM has volumes of its own in the pool.
 var ErrDeviceTaken = errors.New("the disk is not free")
 
+// ErrGroupTaken is returned by Create and Plan when a foreign volume group has the name of the pool.
+var ErrGroupTaken = errors.New("the name of the volume group is taken")
+
 // Create creates the volume group and the pool in it, and returns the spec with their UUIDs. After
 // a crash a second call does the rest: it recognises the disk by its UUID and the group by its tag.
 //
 // It returns ErrDeviceTaken, with nothing changed, if the disk is not free. With force it
 // overwrites file systems and partition tables, but neither LVM's volume groups nor a disk that is
-// open. It returns ErrNameTaken if another volume group has the name.
+// open. It returns ErrGroupTaken if another volume group has the name.
 func (s LVMSpec) Create(ctx context.Context, force bool) (LVMSpec, error) {
 	steps, found, err := s.plan(ctx, force)
 	if err != nil {
@@ -79,7 +82,7 @@ func (s LVMSpec) refuse(found survey, force bool) error {
 		if !hasTag(g.VGTags, s.tag()) {
 			return fmt.Errorf("the volume group %s exists (on %s), and was not made for this root: "+
 				"choose another pool.name, or, if its data is not needed, remove the group "+
-				"with vgremove: %w", g.VG, g.Path, ErrNameTaken)
+				"with vgremove: %w", g.VG, g.Path, ErrGroupTaken)
 		}
 	}
 	taken := func(what, remedy string) error {

@@ -141,7 +141,7 @@ func TestVolumeGroupOfTheSameName(t *testing.T) {
 
 	// A new pool does not take that name.
 	_, err = spec.Create(ctx, false)
-	require.ErrorIs(t, err, pool.ErrNameTaken)
+	require.ErrorIs(t, err, pool.ErrGroupTaken)
 }
 
 // TestRenamedVolumeGroup: an administrator renames the group of an active pool.

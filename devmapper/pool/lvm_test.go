@@ -89,6 +89,7 @@ func TestLVMRefusals(t *testing.T) {
 		found := free
 		change(&found)
 		require.ErrorContains(t, spec.refuse(found, false), text)
+		require.NotContains(t, spec.refuse(found, false).Error(), "mapped device", "LVM's names are those of groups and disks")
 		if found.signatures == nil {
 			require.ErrorContains(t, spec.refuse(found, true), text, "with force")
 		} else {

@@ -89,9 +89,9 @@ func sections() []section {
 		{"pool.direct_lvm", "The disk of a pool in mode \"direct-lvm\". LVM creates the volume group NAME and the pool " +
 			"NAME/pool on it, where NAME is pool.name.", []key{
 			{"pool.direct_lvm.device", "empty or the absolute path of a block device",
-				"The disk, at least 1GiB and blank: no file system, partition table or LVM physical volume. The path matters " +
-					"only until the pool is created: after that LVM finds the disk by its label. Paths below /dev/disk/by-id are " +
-					"stable across reboots."},
+				"The disk, at least 1GiB and blank: no file system, partition table or LVM physical volume. Paths below " +
+					"/dev/disk/by-id are stable across reboots. The value must not change after the pool is created, although LVM " +
+					"then finds the disk by its label."},
 			{"pool.direct_lvm.thinp_percent", "1% to 98%",
 				"The share of the disk for the pool's data. The rest is for metadata and extensions."},
 			{"pool.direct_lvm.thinp_metapercent", "1% to 49%, and at most half of the rest after thinp_percent",

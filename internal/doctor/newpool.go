@@ -91,6 +91,8 @@ func (m *machine) planRemedy(c config.Config, err error) []string {
 			"    # make room there, or set root to a directory on a larger disk"}
 	case errors.Is(err, pool.ErrNameTaken):
 		return []string{"dmsetup ls", edit + "    # choose another pool.name, or remove the device"}
+	case errors.Is(err, pool.ErrGroupTaken):
+		return []string{"vgs", edit + "    # choose another pool.name, or remove the volume group"}
 	case c.Pool.Mode == config.ModeDirectLVM:
 		return []string{"lsblk --output NAME,SIZE,TYPE,FSTYPE,MOUNTPOINTS", edit + "    # pool.direct_lvm.device"}
 	}

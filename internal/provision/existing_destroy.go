@@ -71,7 +71,7 @@ func deleteVolumes(
 	}
 	for _, id := range ids {
 		if whole := found[id]; !whole {
-			log.G(ctx).WithField("id", id).Warn("a volume without a mapping tree stays in the pool:  " +
+			log.G(ctx).WithField("id", id).Warn("a volume without a mapping tree stays in the pool: " +
 				"deleting it could damage the pool")
 			continue
 		}

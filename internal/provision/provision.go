@@ -216,7 +216,8 @@ func asPreconditionOf(rec metadata.PoolRecord, err error) error {
 
 func isPrecondition(err error) bool {
 	for _, kind := range []error{
-		pool.ErrWrongPool, pool.ErrNameTaken, pool.ErrDeviceTaken, pool.ErrNotActive, os.ErrNotExist, unix.ENOTBLK,
+		pool.ErrWrongPool, pool.ErrNameTaken, pool.ErrGroupTaken, pool.ErrDeviceTaken, pool.ErrNotActive, os.ErrNotExist,
+		unix.ENOTBLK,
 	} {
 		if errors.Is(err, kind) {
 			return true
