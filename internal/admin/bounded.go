@@ -19,7 +19,8 @@ const changeGrace = 10 * time.Second
 // so the number of stuck goroutines is limited.
 type bounded struct {
 	Backend
-	info, pool, snapshots, inspect, diff, trash, check, extend, trim, fork, leftovers, owners, removal turns
+	info, pool, snapshots, inspect, diff, trash, check, extend, trim, fork turns
+	leftovers, owners, decision, removal                                   turns
 }
 
 // turns limits the concurrent calls.
@@ -32,8 +33,7 @@ func newBounded(backend Backend) *bounded {
 		inspect: make(turns, 8), // one hanging volume must not block the others
 		diff:    make(turns, 2),
 		check:   make(turns, 1), extend: make(turns, 1), trim: make(turns, 8), fork: make(turns, 8),
-		leftovers: make(turns, 1), owners: make(turns, 1),
-		removal: make(turns, 1),
+		leftovers: make(turns, 1), owners: make(turns, 1), decision: make(turns, 1), removal: make(turns, 1),
 	}
 }
 
@@ -113,6 +113,20 @@ func (b *bounded) Leftovers(ctx context.Context) ([]Leftover, error) {
 func (b *bounded) RemoveLeftover(ctx context.Context, id uint32) ([]Leftover, error) {
 	return inTurn(ctx, b.leftovers, changeGrace, func(ctx context.Context) ([]Leftover, error) {
 		return b.Backend.RemoveLeftover(ctx, id)
+	})
+}
+
+// AcceptClient implements Backend.
+func (b *bounded) AcceptClient(ctx context.Context, name string) (ClientInfo, error) {
+	return inTurn(ctx, b.decision, changeGrace, func(ctx context.Context) (ClientInfo, error) {
+		return b.Backend.AcceptClient(ctx, name)
+	})
+}
+
+// ResetClient implements Backend.
+func (b *bounded) ResetClient(ctx context.Context, name string) (ClientInfo, error) {
+	return inTurn(ctx, b.decision, changeGrace, func(ctx context.Context) (ClientInfo, error) {
+		return b.Backend.ResetClient(ctx, name)
 	})
 }
 

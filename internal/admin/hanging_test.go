@@ -4,7 +4,7 @@ import (
 	"context"
 	"net/http"
 	"net/http/httptest"
-	"strings"
+	"net/url"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -62,6 +62,30 @@ func (h hanging) Trim(context.Context, string) (Trimming, error) { h.hang(); ret
 
 func (h hanging) Fork(context.Context, string) (Fork, error) { h.hang(); return Fork{}, nil }
 
+func (h hanging) Owners(context.Context) (Owners, error) { h.hang(); return Owners{}, nil }
+
+func (h hanging) Leftovers(context.Context) ([]Leftover, error) { h.hang(); return nil, nil }
+
+func (h hanging) RemoveLeftover(context.Context, uint32) ([]Leftover, error) {
+	h.hang()
+	return nil, nil
+}
+
+func (h hanging) AcceptClient(context.Context, string) (ClientInfo, error) {
+	h.hang()
+	return ClientInfo{}, nil
+}
+
+func (h hanging) ResetClient(context.Context, string) (ClientInfo, error) {
+	h.hang()
+	return ClientInfo{}, nil
+}
+
+func (h hanging) RemoveClient(context.Context, string) (RemovedClient, error) {
+	h.hang()
+	return RemovedClient{}, nil
+}
+
 func (h hanging) Ioctls() map[string]uint64 { return map[string]uint64{"DM_TABLE_STATUS": 1} }
 
 func request(h http.Handler, method, path string) *httptest.ResponseRecorder {
@@ -102,22 +126,24 @@ func TestScrapeOfAKernelThatHangs(t *testing.T) {
 // TestRequestsToAKernelThatHangs: each path answers within its limit, few calls to the backend run
 // at the same time, and the recorded history is still served.
 func TestRequestsToAKernelThatHangs(t *testing.T) {
-	for asked, limit := range map[string]time.Duration{
-		"GET /v1/info": answerTime, "GET /v1/pool": answerTime, "GET /v1/snapshots": answerTime, "GET /v1/activity": answerTime,
-		"GET /v1/inspect?key=k": answerTime, "GET /v1/diff?key=k": diffTime, "GET /v1/check": checkTime, "POST /v1/check": checkTime,
-		"POST /v1/pool/extend?data_bytes=1": answerTime, "POST /v1/pool/trim?key=k": trimTime, "POST /v1/fork?key=k": answerTime,
-	} {
-		t.Run(asked, func(t *testing.T) {
+	for _, asked := range routes(newHanging(), Daemon{}, nil, nil) {
+		if asked.path == "/v1/history" {
+			continue
+		}
+		t.Run(asked.method+" "+asked.path, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				backend := newHanging()
 				defer backend.answer()
 				h := NewServer(t.Context(), backend, Daemon{}, NewMetrics(backend, "", ""), NewRecorder())
-				method, path, _ := strings.Cut(asked, " ")
+				values := make(url.Values)
+				for _, p := range asked.params {
+					values.Set(p.name, "1")
+				}
 				var group sync.WaitGroup
 				ended := make(chan struct{})
 				for range 100 {
 					group.Go(func() {
-						w := request(h, method, path)
+						w := request(h, asked.method, asked.path+"?"+values.Encode())
 						require.Equal(t, http.StatusServiceUnavailable, w.Code)
 						require.Contains(t, w.Body.String(), "dmesg")
 					})
@@ -125,7 +151,7 @@ func TestRequestsToAKernelThatHangs(t *testing.T) {
 				go func() { group.Wait(); close(ended) }()
 				select {
 				case <-ended:
-				case <-time.After(limit + time.Minute):
+				case <-time.After(asked.limit + time.Minute):
 					require.Fail(t, "requests are still waiting")
 				}
 				require.LessOrEqual(t, backend.asked.Load(), int32(8))
