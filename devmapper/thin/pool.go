@@ -24,8 +24,8 @@ var (
 	ErrPoolReadOnly = errors.New("pool is read-only")
 	// ErrPoolFailed is matched when the pool is in mode Fail or Error.
 	ErrPoolFailed = errors.New("pool has failed")
-	// ErrNotDone is matched if the kernel refused a message, or the caller's context ended before
-	// one was sent: nothing has changed.
+	// ErrNotDone is matched if the kernel refused a message, or none was sent, because an id was too
+	// large or the caller's context had ended: nothing has changed.
 	ErrNotDone = errors.New("the pool was not changed")
 )
 
@@ -123,7 +123,7 @@ func (p *Pool) RecentStatus(age time.Duration) (PoolStatus, error) {
 func (p *Pool) change(msg string, ids ...ID) error {
 	for _, id := range ids {
 		if id > MaxID {
-			return fmt.Errorf("pool %s: %s: id %d is above %d: %w", p.name, msg, id, MaxID, unix.EINVAL)
+			return fmt.Errorf("pool %s: %s: id %d is above %d: %w: %w", p.name, msg, id, MaxID, ErrNotDone, unix.EINVAL)
 		}
 	}
 	_, err := p.control.Message(p.device, 0, msg)
