@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 )
@@ -111,12 +112,21 @@ func (c *checker) checkBases() error {
 	})
 }
 
+// showDevice returns a device id as the other messages show it, or the bytes of a key that is none.
+func showDevice(key []byte) string {
+	id, err := decodeDevice(key)
+	if err != nil {
+		return fmt.Sprintf("0x%x", key)
+	}
+	return strconv.FormatUint(uint64(id), 10)
+}
+
 func (c *checker) checkTrash() error {
 	return c.each(c.tx.buckets.trash, func(k, v []byte) {
 		c.counted.trash++
 		r, err := decodeTrash(k, v)
 		if err != nil {
-			c.report(fmt.Sprintf("trash %x", k), "%v", err)
+			c.report("trash "+showDevice(k), "%v", err)
 			return
 		}
 		c.own(r.VolumeID, Owner{Kind: OwnerTrash})
@@ -127,7 +137,7 @@ func (c *checker) checkKept() error {
 	return c.tx.eachKept(func(k, v []byte) error {
 		r, err := decodeKept(k, v)
 		if err != nil {
-			c.report(fmt.Sprintf("leftover %x", k[len(keyKept):]), "%v", err)
+			c.report("leftover "+showDevice(k[len(keyKept):]), "%v", err)
 			return c.ctx.Err()
 		}
 		c.own(r.VolumeID, Owner{Kind: OwnerKept})
@@ -154,7 +164,7 @@ func (c *checker) checkLeases() error {
 	if meta.Get(keyNext) == nil && meta.Get(keyFirst) == nil {
 		// No id was leased, so there can be no lease.
 		return c.each(c.tx.buckets.leases, func(k, _ []byte) {
-			c.report(fmt.Sprintf("lease %x", k), "exists, but no device id was ever leased")
+			c.report("lease "+showDevice(k), "exists, but no device id was ever leased")
 		})
 	}
 	var err error
@@ -166,7 +176,7 @@ func (c *checker) checkLeases() error {
 	}
 	end := c.first // the first id after the previous lease
 	return c.each(c.tx.buckets.leases, func(k, v []byte) {
-		subject := fmt.Sprintf("lease %x", k)
+		subject := "lease " + showDevice(k)
 		l, err := decodeLease(k, v)
 		switch {
 		case err != nil:

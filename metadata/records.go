@@ -253,7 +253,7 @@ func encodeDevice(id uint32) []byte {
 
 func decodeDevice(b []byte) (uint32, error) {
 	if len(b) != 4 {
-		return 0, damaged("device id %x", b)
+		return 0, damaged("device id 0x%x", b)
 	}
 	return binary.BigEndian.Uint32(b), nil
 }
