@@ -4,6 +4,7 @@ package powercut
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -109,7 +110,7 @@ type boot struct {
 	// events is closed when the guest or the workload has ended.
 	events chan model.Event
 	log    log
-	err    error // of the workload; valid once events is closed
+	err    error // of the workload or its events; valid once events is closed
 }
 
 // boot boots the guest and starts the workload with additional arguments.
@@ -139,21 +140,29 @@ func (m *machine) start(guest *vm.Machine, args ...string) (*boot, error) {
 	if err != nil {
 		return nil, err
 	}
+	waited := make(chan error, 1)
 	go func() {
-		b.err = b.process.Wait()
+		waited <- b.process.Wait()
 		_ = writer.Close() // never fails
 	}()
-	go func() {
-		defer close(b.events)
-		err := model.Follow(reader, func(e model.Event) { b.events <- e })
-		_ = reader.CloseWithError(err) // never fails
-	}()
+	go b.follow(reader, waited)
 	return b, nil
+}
+
+// follow reads the events until the workload ends or prints something else.
+func (b *boot) follow(reader *io.PipeReader, waited <-chan error) {
+	defer close(b.events)
+	if b.err = model.Follow(reader, func(e model.Event) { b.events <- e }); b.err != nil {
+		_ = reader.CloseWithError(b.err) // never fails
+		return
+	}
+	b.err = <-waited
 }
 
 // failure describes a workload that ended by itself.
 func (b *boot) failure() error {
-	return fmt.Errorf("the workload ended by itself: %w\n%s\nthe console:\n%s", b.err, b.log.String(), b.guest.Console())
+	err := cmp.Or(b.err, errors.New("it reported success"))
+	return fmt.Errorf("the workload ended by itself: %w\n%s\nthe console:\n%s", err, b.log.String(), b.guest.Console())
 }
 
 // log collects the workload's output besides events.
