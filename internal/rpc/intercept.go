@@ -92,16 +92,9 @@ func (s share) enter(ctx context.Context) (leave func(), err error) {
 	return leave, nil
 }
 
-// readsOnly reports whether a method only reads the store. Such calls do not wait for the others. (List never gets
-// here: it is a stream, which waits for nothing.)
-func readsOnly(fullMethod string) bool {
-	switch path.Base(fullMethod) {
-	case "Stat", "List":
-		return true
-	default:
-		return false
-	}
-}
+// readsOnly reports whether a method only reads the store. Such calls do not wait for the others. (List is a stream,
+// and takes no turn.)
+func readsOnly(fullMethod string) bool { return path.Base(fullMethod) == "Stat" }
 
 func (i *interceptor) stream(
 	srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handle grpc.StreamHandler,
