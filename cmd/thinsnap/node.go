@@ -114,6 +114,9 @@ func (a *app) installNode(ctx context.Context, c *cli.Command, text []byte) erro
 	return new(install.Machine).Install(ctx, files, setup.Kind(c.String("containerd")), setupArgs(c)...)
 }
 
+// scrapeStopTime limits the wait for running scrapes after a signal: Prometheus' default timeout.
+const scrapeStopTime = 10 * time.Second
+
 // serveNodeMetrics serves until a signal arrives.
 func (a *app) serveNodeMetrics(ctx context.Context, c *cli.Command) error {
 	client, err := newClient(c)
@@ -132,10 +135,18 @@ func (a *app) serveNodeMetrics(ctx context.Context, c *cli.Command) error {
 	}
 	ctx, release := untilSignal(ctx)
 	defer release()
-	server := httpserver.New(ctx, mux, time.Minute)
-	go func() {
-		<-ctx.Done()
-		_ = server.Shutdown(ctx)
+	work := context.WithoutCancel(ctx)
+	servers := newServers(func(string) {}, 0) // the daemon's metrics do not count the connections of this process
+	servers.start(listener, httpserver.New(work, mux, time.Minute))
+	defer func() {
+		timeout, cancel := context.WithTimeout(work, scrapeStopTime)
+		defer cancel()
+		servers.stop(timeout)
 	}()
-	return server.Serve(listener)
+	select {
+	case <-ctx.Done():
+		return nil
+	case err := <-servers.failed:
+		return err
+	}
 }
