@@ -161,7 +161,7 @@ func TestWorkerOfBuildKit(t *testing.T) {
 			require.Contains(t, []string{"", "one"}, id)
 		}
 	}
-	_, err = clients.AskWorker(t.Context(), clients.Find(os.Getpid()))
+	_, err = clients.AskWorker(t.Context(), clients.FindProcess(os.Getpid()))
 	require.ErrorContains(t, err, "no id of a BuildKit worker")
 }
 

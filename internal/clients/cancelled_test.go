@@ -67,7 +67,7 @@ func TestCancelledCallsLeaveNoHandle(t *testing.T) {
 	for range 20 {
 		looks := 0
 		_ = r.Admit(cancelledWhen{t.Context(), func() bool { looks++; return looks > 1 }},
-			clients.Call{Process: clients.Find(c.cmd.Process.Pid), Proxy: "thinsnap"})
+			clients.Call{Process: clients.FindProcess(c.cmd.Process.Pid), Proxy: "thinsnap"})
 	}
 	require.LessOrEqual(t, open(), before+10)
 }

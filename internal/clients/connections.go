@@ -46,7 +46,7 @@ func (c *Connections) use(p Process, conn *grpc.ClientConn) *connection {
 	case conn == nil:
 		return nil
 	default:
-		_ = c.closeUnused(func(p Process) bool { return !find(p.PID).same(p) })
+		_ = c.closeUnused(func(p Process) bool { return !FindProcess(p.PID).Same(p) })
 		if c.cached == nil {
 			c.cached = make(map[Process]*connection)
 		}

@@ -18,7 +18,7 @@ func TestConnectionsAreCached(t *testing.T) {
 	defer server.Stop()
 	introspectionapi.RegisterIntrospectionServer(server, introspection{})
 	listen(t, "containerd.sock", server.Serve)
-	self := clients.Find(os.Getpid())
+	self := clients.FindProcess(os.Getpid())
 	// The program's name does not distinguish processes.
 	other := self
 	other.Program = "another"

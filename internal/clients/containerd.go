@@ -146,7 +146,7 @@ func dial(ctx context.Context, address string, p Process) (net.Conn, error) {
 		return nil, err
 	}
 	peer, err := Peer(conn)
-	if err == nil && !peer.same(p) {
+	if err == nil && !peer.Same(p) {
 		err = fmt.Errorf("%v listens on %s", peer, address)
 	}
 	if err != nil {

@@ -50,7 +50,7 @@ func TestCallsBeforeItListens(t *testing.T) {
 	b := newBench(t)
 	r := clients.New(b.store, b.space)
 	defer r.Close()
-	self := clients.Call{Process: clients.Find(os.Getpid()), Proxy: "thinsnap"}
+	self := clients.Call{Process: clients.FindProcess(os.Getpid()), Proxy: "thinsnap"}
 	require.NoError(t, r.Admit(t.Context(), self))
 	require.Eventually(t, func() bool { return clients.IsSilent(r) }, time.Minute, time.Millisecond)
 
@@ -82,6 +82,6 @@ func TestSocketOfAnotherProgram(t *testing.T) {
 	listen(t, "containerd.sock", server.Serve)
 	r := clients.New(b.store, b.space)
 	defer r.Close()
-	require.NoError(t, r.Admit(t.Context(), clients.Call{Process: clients.Find(os.Getpid()), Proxy: "thinsnap"}))
+	require.NoError(t, r.Admit(t.Context(), clients.Call{Process: clients.FindProcess(os.Getpid()), Proxy: "thinsnap"}))
 	require.Eventually(t, func() bool { return clients.IsSilent(r) }, time.Minute, time.Millisecond)
 }

@@ -5,9 +5,6 @@ import (
 	"time"
 )
 
-// Find exports find.
-func Find(pid int) Process { return find(pid) }
-
 // Report has the callbacks of identify.
 type Report struct {
 	Listens func(bool)

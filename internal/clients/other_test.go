@@ -74,7 +74,7 @@ func TestSocketPathOfAnotherProcess(t *testing.T) {
 	defer l.Close()
 
 	var told []string
-	err = clients.Identify(t.Context(), clients.Find(os.Getpid()), "thinsnap", clients.Report{
+	err = clients.Identify(t.Context(), clients.FindProcess(os.Getpid()), "thinsnap", clients.Report{
 		Listens: func(bool) { _ = os.Rename(others, path) },
 		Told: func(installation string) error {
 			told = append(told, installation)
@@ -126,7 +126,7 @@ func TestLargeList(t *testing.T) {
 	listen(t, "containerd.sock", server.Serve)
 	r := clients.New(b.store, b.space)
 	defer r.Close()
-	require.NoError(t, r.Admit(t.Context(), clients.Call{Process: clients.Find(os.Getpid()), Proxy: "thinsnap"}))
+	require.NoError(t, r.Admit(t.Context(), clients.Call{Process: clients.FindProcess(os.Getpid()), Proxy: "thinsnap"}))
 	require.Eventually(t, func() bool { return clients.HasListed(r) || len(list.sent) > 1 }, time.Minute, time.Millisecond)
 	require.Len(t, list.sent, 1, "times that containerd was asked for its list")
 	require.NoError(t, <-list.sent)

@@ -47,7 +47,7 @@ func Peer(conn net.Conn) (Process, error) {
 	if err != nil {
 		return Process{}, fmt.Errorf("find the peer of a socket: %w", err)
 	}
-	return find(int(cred.Pid)), nil
+	return FindProcess(int(cred.Pid)), nil
 }
 
 // Listener returns the process that listens on the unix socket at a path.
@@ -60,8 +60,8 @@ func Listener(ctx context.Context, path string) (Process, error) {
 	return p, errors.Join(err, conn.Close())
 }
 
-// find returns the process with a PID. If it has ended, StartTime is 0 and Program is empty.
-func find(pid int) Process {
+// FindProcess returns the process with a PID. If it has ended, StartTime is 0 and Program is empty.
+func FindProcess(pid int) Process {
 	p := Process{PID: pid}
 	if pid == 0 {
 		return p
@@ -98,9 +98,9 @@ func startTime(pid int) uint64 {
 	return ticks
 }
 
-// same reports whether two descriptions are of the same process. All processes that cannot be seen
+// Same reports whether two descriptions are of the same process. All processes that cannot be seen
 // count as one.
-func (p Process) same(other Process) bool {
+func (p Process) Same(other Process) bool {
 	return p.PID == other.PID && p.StartTime == other.StartTime && p.BootID == other.BootID
 }
 
@@ -132,7 +132,7 @@ func openHandle(p Process) (*handle, error) {
 		return nil, fmt.Errorf("open a handle of process %d: %w", p.PID, err)
 	}
 	h := &handle{os.NewFile(uintptr(fd), "pidfd")}
-	if !find(p.PID).same(p) { // the PID is now another process's
+	if !FindProcess(p.PID).Same(p) { // the PID is now another process's
 		h.close()
 		return nil, nil
 	}

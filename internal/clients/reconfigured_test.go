@@ -113,7 +113,7 @@ func (s *several) call(ctx context.Context, i *installation, do func(snapshots.S
 	if r == nil || pid < 0 {
 		return errdefs.ErrUnavailable
 	}
-	if err := r.Admit(ctx, clients.Call{Process: clients.Find(pid), Proxy: "thinsnap"}); err != nil {
+	if err := r.Admit(ctx, clients.Call{Process: clients.FindProcess(pid), Proxy: "thinsnap"}); err != nil {
 		return err
 	}
 	return do(r.Guard(s.inner.In(space)))

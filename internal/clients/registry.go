@@ -68,7 +68,7 @@ func (r *Registry) Admit(ctx context.Context, call Call) error {
 		})
 	}
 	known := !r.client.Since.IsZero()
-	same := known && r.process().same(call.Process)
+	same := known && r.process().Same(call.Process)
 	if known && !same && r.handle.lives() {
 		return r.refuse(call, fmt.Errorf("this socket is used by %v as proxy plugin %q, and only one process may use it; "+
 			"stop that one, or, if it cannot be stopped, run `%s`; a socket for another containerd is an entry of [[clients]] "+

@@ -138,7 +138,7 @@ func (c *containerd) end() {
 }
 
 func (c *containerd) admit(ctx context.Context) error {
-	return c.bench.Admit(ctx, clients.Call{Process: clients.Find(c.cmd.Process.Pid), Proxy: c.proxy})
+	return c.bench.Admit(ctx, clients.Call{Process: clients.FindProcess(c.cmd.Process.Pid), Proxy: c.proxy})
 }
 
 // sn returns the snapshotter, after the client was admitted.

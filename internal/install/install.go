@@ -17,6 +17,7 @@ import (
 
 	"github.com/thinsnap/thinsnap/devmapper/program"
 	"github.com/thinsnap/thinsnap/internal/admin"
+	"github.com/thinsnap/thinsnap/internal/clients"
 	"github.com/thinsnap/thinsnap/internal/config"
 	"github.com/thinsnap/thinsnap/internal/setup"
 	"github.com/thinsnap/thinsnap/internal/setup/disk"
@@ -59,6 +60,8 @@ type Machine struct {
 // Containerd is a containerd whose configuration may change.
 type Containerd struct {
 	Unit string // "" if it has no unit, and must be restarted by hand
+	// Process is the running containerd, or zero.
+	Process clients.Process
 	// Dump returns containerd's effective configuration.
 	Dump func(ctx context.Context) (setup.Dump, error)
 }
@@ -205,7 +208,8 @@ func (m *Machine) awaitPool(ctx context.Context, cfg config.Config) error {
 }
 
 // configure executes a command that may change containerd's configuration, and restarts containerd
-// if it did. After an interruption, the next call makes the restart.
+// if it did. After an interruption, the next call makes the restart. Without a unit it fails with
+// errdefs.ErrFailedPrecondition, also in the next calls, until another containerd runs.
 func (m *Machine) configure(ctx context.Context, r *record, kind setup.Kind, command []string) error {
 	find := m.Containerd
 	if find == nil {
@@ -219,8 +223,8 @@ func (m *Machine) configure(ctx context.Context, r *record, kind setup.Kind, com
 	if err != nil {
 		return err
 	}
-	isPending := r.RestartUnit != ""
-	r.RestartUnit = cmp.Or(c.Unit, "containerd")
+	isPending := r.RestartUnit != "" && !r.wasRestarted(c)
+	r.RestartUnit, r.RestartProcess = cmp.Or(c.Unit, "containerd"), nil
 	if err := m.writeRecord(*r); err != nil {
 		return err
 	}
@@ -233,8 +237,7 @@ func (m *Machine) configure(ctx context.Context, r *record, kind setup.Kind, com
 	}
 	if isPending || !reflect.DeepEqual(before, after) {
 		if c.Unit == "" {
-			return fmt.Errorf("containerd's configuration has changed, but systemd does not run containerd: restart "+
-				"it: %w", errdefs.ErrFailedPrecondition)
+			return m.requestRestart(r, kind, find)
 		}
 		if err := m.run(ctx, "systemctl", "restart", c.Unit); err != nil {
 			return err
@@ -244,6 +247,21 @@ func (m *Machine) configure(ctx context.Context, r *record, kind setup.Kind, com
 	return m.writeRecord(*r)
 }
 
+// requestRestart fails with errdefs.ErrFailedPrecondition. Before that, it records the process that
+// may have read the former configuration. It is found again, because it may be a new one.
+func (m *Machine) requestRestart(r *record, kind setup.Kind, find func(setup.Kind) (Containerd, error)) error {
+	c, err := find(kind)
+	if err != nil {
+		return err
+	}
+	r.RestartProcess = &c.Process
+	if err := m.writeRecord(*r); err != nil {
+		return err
+	}
+	return fmt.Errorf("containerd's configuration has changed, but systemd does not run containerd: restart it: %w",
+		errdefs.ErrFailedPrecondition)
+}
+
 func findContainerd(kind setup.Kind) (Containerd, error) {
 	all, err := setup.Find()
 	if err != nil {
@@ -251,7 +269,7 @@ func findContainerd(kind setup.Kind) (Containerd, error) {
 	}
 	c, err := setup.Only(all, kind)
 	dump := func(ctx context.Context) (setup.Dump, error) { return c.Dump(ctx, c.Config) }
-	return Containerd{Unit: c.Unit, Dump: dump}, err
+	return Containerd{Unit: c.Unit, Process: clients.FindProcess(c.PID), Dump: dump}, err
 }
 
 // run executes a command, and passes its output on.

@@ -16,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/thinsnap/thinsnap/internal/admin"
+	"github.com/thinsnap/thinsnap/internal/clients"
 	"github.com/thinsnap/thinsnap/internal/setup"
 )
 
@@ -346,4 +347,47 @@ func TestInstallOverAnEarlierRecord(t *testing.T) {
 	require.NotContains(t, m.read(t, recordPath), "files")
 	require.NoError(t, m.Remove(t.Context(), setup.System))
 	require.Empty(t, m.files(t))
+}
+
+// TestConfigureWithoutUnit: the restart of a containerd that systemd does not run is requested until
+// it was made.
+func TestConfigureWithoutUnit(t *testing.T) {
+	m := newFakeMachine(t)
+	process := clients.Process{PID: 812, StartTime: 1, BootID: "a"}
+	m.Containerd = func(setup.Kind) (Containerd, error) {
+		return Containerd{Process: process, Dump: func(context.Context) (setup.Dump, error) { return m.dump, nil }}, nil
+	}
+	configure := func() error { return m.Configure(t.Context(), []byte("version = 1\n"), setup.System) }
+	requireRequest := func(err error) {
+		t.Helper()
+		require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+		require.ErrorContains(t, err, "restart it")
+	}
+	require.NoError(t, configure(), "nothing has changed")
+	m.changes = true
+	requireRequest(configure())
+	requireRequest(configure())
+	process.PID = 0
+	requireRequest(configure())
+	process.PID, process.StartTime = 813, 2
+	require.NoError(t, configure(), "restarted")
+	require.NoError(t, configure())
+
+	t.Run("after an interruption", func(t *testing.T) {
+		m.changes, m.fail = true, self
+		require.Error(t, configure())
+		m.fail, m.dump.Root, m.changes = "", "changed before the interruption", false
+		process.StartTime++
+		requireRequest(configure())
+		process.StartTime++
+		require.NoError(t, configure())
+	})
+	t.Run("remove", func(t *testing.T) {
+		m.changes = true
+		requireRequest(m.Remove(t.Context(), setup.System))
+		requireRequest(m.Remove(t.Context(), setup.System))
+		process.BootID = "b"
+		require.NoError(t, m.Remove(t.Context(), setup.System))
+		require.Empty(t, m.files(t))
+	})
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/thinsnap/thinsnap/internal/clients"
 	"github.com/thinsnap/thinsnap/internal/setup/journal"
 )
 
@@ -27,10 +28,18 @@ type record struct {
 	// RestartUnit is the unit of a containerd whose configuration may have changed, until it is
 	// restarted or found unchanged.
 	RestartUnit string `json:"restart_unit,omitempty"`
+	// RestartProcess is the process of a containerd without a unit that must be restarted, nil if
+	// unknown.
+	RestartProcess *clients.Process `json:"restart_process,omitempty"`
 	// Files are the SHA-256 sums of written files, by path, in records of earlier versions.
 	Files map[string][]string `json:"files,omitempty"`
 
 	files *journal.Record
+}
+
+// wasRestarted reports whether a containerd without a unit has been restarted by hand.
+func (r record) wasRestarted(c Containerd) bool {
+	return c.Unit == "" && r.RestartProcess != nil && c.Process.PID != 0 && !c.Process.Same(*r.RestartProcess)
 }
 
 // readRecord returns an empty record if the machine has none.
