@@ -129,7 +129,8 @@ func read(path string) ([]byte, error) {
 	return text, err
 }
 
-// makeDirs creates a directory, and returns the created directories, the deepest last.
+// makeDirs creates a directory, and returns the created directories, the deepest last, also with an
+// error.
 func makeDirs(dir string) ([]string, error) {
 	var missing []string
 	for at := dir; ; at = filepath.Dir(at) {
@@ -140,12 +141,12 @@ func makeDirs(dir string) ([]string, error) {
 		}
 		missing = append([]string{at}, missing...)
 	}
-	for _, at := range missing {
+	for i, at := range missing {
 		if err := os.Mkdir(at, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
-			return nil, err
+			return missing[:i], err
 		}
 		if err := syncDir(filepath.Dir(at)); err != nil {
-			return nil, err
+			return missing[:i+1], err
 		}
 	}
 	return missing, nil

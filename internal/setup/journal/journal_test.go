@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/containerd/errdefs"
@@ -136,6 +137,41 @@ func TestCheckFails(t *testing.T) {
 	require.ErrorIs(t, s.open(t).Apply([]File{{Path: s.dropIn, Before: []byte("new\n"), After: []byte("x")}},
 		func() error { return bad }), bad)
 	require.Equal(t, once, tree(t, s.dir))
+}
+
+// TestSecondRunFails: a run that fails removes its own backup and directories, and keeps those of an earlier one.
+func TestSecondRunFails(t *testing.T) {
+	s := newStand(t)
+	require.NoError(t, s.open(t).Apply([]File{
+		{Path: s.dropIn, After: []byte("new\n")},
+		{Path: s.main, Before: []byte(original), After: []byte(original + "imports = [\"new.toml\"]\n")},
+	}, succeeds))
+	// Since then, main.toml was replaced and the drop-in's directory removed.
+	require.NoError(t, os.WriteFile(s.main, []byte("version = 3\n"), 0o640))
+	require.NoError(t, os.RemoveAll(filepath.Dir(s.dropIn)))
+	other := filepath.Join(s.dir, "a", "b", "other.toml")
+	files := func() []File {
+		return []File{
+			{Path: s.dropIn, Before: s.read(t, s.dropIn), After: []byte("new\n")},
+			{Path: filepath.Join(s.dir, "a", "first.toml"), After: []byte("first\n")},
+			{Path: other, After: []byte("other\n")},
+			{Path: s.main, Before: []byte("version = 3\n"), After: []byte("version = 3\nimports = []\n")},
+		}
+	}
+	since := tree(t, s.dir)
+	require.Error(t, s.open(t).Apply(files(), func() error { return errors.New("not meant") }))
+	require.Equal(t, since, tree(t, s.dir))
+
+	t.Run("while it is recorded", func(t *testing.T) {
+		tooLong := filepath.Join(s.dir, "c", strings.Repeat("d", 300), "x")
+		require.Error(t, s.open(t).Apply(append(files(), File{Path: tooLong, After: []byte("x")}), succeeds))
+		require.Equal(t, since, tree(t, s.dir))
+	})
+	require.NoError(t, s.open(t).Apply(files(), succeeds))
+	require.NoError(t, s.open(t).TakeBack())
+	require.Equal(t, "version = 3\n", string(s.read(t, s.main)))
+	require.NoDirExists(t, filepath.Dir(filepath.Dir(s.dropIn)))
+	require.NoDirExists(t, filepath.Dir(filepath.Dir(other)))
 }
 
 func TestWriteFails(t *testing.T) {

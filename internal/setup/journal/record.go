@@ -205,23 +205,25 @@ func (r *Record) add(f File) error {
 		r.entries = append(r.entries, entry{Path: f.Path, Created: f.Before == nil})
 		i = len(r.entries) - 1
 	}
-	// Copy the slices of the entry before appending: rollBack needs the old ones.
-	e := r.entries[i]
+	// Copy the slices of the entry before appending: restore needs the old ones. After an error, the
+	// entry must have what was created.
+	e := &r.entries[i]
 	dirs, err := makeDirs(filepath.Dir(f.Path))
+	e.Directories = slices.Concat(e.Directories, dirs)
 	if err != nil {
 		return err
 	}
-	e.Directories = slices.Concat(e.Directories, dirs)
 	e.Written = append(slices.Clone(e.Written), sum(f.After))
 	if !e.Created {
 		e.Hunks = append(inEffect(e.Hunks, f.Before), between(f.Before, f.After))
 	}
 	if !e.Created && (e.Backup == "" || len(e.Hunks) == 1) {
-		if e.Backup, err = backUp(f); err != nil {
+		backup, err := backUp(f)
+		if err != nil {
 			return err
 		}
+		e.Backup = backup
 	}
-	r.entries[i] = e
 	return nil
 }
 
@@ -268,17 +270,20 @@ func (r *Record) rollBack(files []File, before []entry) error {
 	return r.restore(before)
 }
 
-// restore resets the record. It removes the backups and directories of files that the record did
-// not have before.
+// restore resets the record. It removes the backups and directories that the record did not have
+// before, the last first.
 func (r *Record) restore(before []entry) error {
 	now := r.entries
 	r.entries = before
 	err := r.save()
-	for _, e := range now {
-		i := r.find(e.Path)
-		if i < 0 {
-			err = errors.Join(err, e.clean())
+	for _, e := range slices.Backward(now) {
+		if i := r.find(e.Path); i >= 0 {
+			e.Directories = e.Directories[len(before[i].Directories):] // the new ones, see add
+			if e.Backup == before[i].Backup {
+				e.Backup = ""
+			}
 		}
+		err = errors.Join(err, e.clean())
 	}
 	return err
 }
@@ -298,7 +303,7 @@ func (e entry) clean() error {
 		}
 	}
 	for _, dir := range slices.Backward(e.Directories) {
-		if os.Remove(dir) != nil {
+		if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			break // it has other files
 		}
 	}
