@@ -24,8 +24,8 @@ type app struct {
 
 const description = `thinsnap gives every image layer and every container a thin volume of one device-mapper pool.
 
-"thinsnap serve" is the daemon that containerd talks to. The other commands talk to the daemon over its
-admin socket, which only root can use.
+"thinsnap serve" is the daemon that containerd talks to. Commands that need the daemon talk to it over
+its admin socket, which only root can use.
 
 Exit codes: 0 success, 1 failure, 2 invalid command line, 3 no daemon answers, 78 invalid configuration or root.`
 

@@ -30,7 +30,7 @@ func (a *app) nodeCommand() *cli.Command {
 		Usage: "the `KIND` of the node's containerd: \"containerd\", or \"k3s\" for k3s and RKE2"}
 	enter := &cli.BoolFlag{Name: "enter",
 		Usage: "first enter the node's mount namespace; the container must be privileged and have hostPID"}
-	runtime := &cli.StringFlag{Name: "runtime", Usage: "make thinsnap the snapshotter of these runtimes: `NAME[,NAME]`"}
+	runtime := &cli.StringFlag{Name: "runtime", Usage: runtimeUsage}
 	byDefault := &cli.BoolFlag{Name: "default", Usage: "make thinsnap the snapshotter of all pods"}
 	return &cli.Command{
 		Name:  "node",

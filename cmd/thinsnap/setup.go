@@ -21,6 +21,8 @@ import (
 // proxyName is thinsnap's name in containerd's configuration.
 const proxyName = "thinsnap"
 
+const runtimeUsage = "make thinsnap the snapshotter of the runtimes `NAMES`, separated by commas"
+
 func (a *app) setupCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "setup",
@@ -32,8 +34,8 @@ func (a *app) setupCommand() *cli.Command {
 				"imports, and adds the import to the main file if necessary; it keeps a copy of the main file. In\n" +
 				"containerd 1.x a plugin's section replaces those of earlier files, so the new file repeats the whole\n" +
 				"section. Tests the changes on copies first (`containerd config dump`), and changes nothing if other settings\n" +
-				"would change. The options of an earlier run no longer apply. After an interruption, run it again, or with\n" +
-				"--undo.",
+				"would change. An earlier run's --default and --runtime are undone unless repeated; its --disk stays.\n" +
+				"After an interruption, run it again, or with --undo.",
 			Flags:  setupFlags(),
 			Action: withArgs(0, 0, a.alone(a.setUpContainerd)),
 		}, {
@@ -64,7 +66,7 @@ func setupFlags() []cli.Flag {
 		&cli.StringFlag{Name: "containerd-config", Usage: "change containerd's configuration in this `FILE`",
 			DefaultText: "the one that containerd uses"},
 		&cli.BoolFlag{Name: "default", Usage: "make thinsnap the snapshotter of all pods"},
-		&cli.StringSliceFlag{Name: "runtime", Usage: "make thinsnap the snapshotter of the pods of the runtime `NAME`"},
+		&cli.StringSliceFlag{Name: "runtime", Usage: runtimeUsage},
 		&cli.BoolFlag{Name: "now", Usage: "also enable and start thinsnap, and restart containerd; containers keep running"},
 	}, changeFlags()...)
 }
@@ -75,7 +77,7 @@ func changeFlags() []cli.Flag {
 		&cli.StringFlag{Name: "disk", Usage: "have thinsnap create its pool on this blank `DISK`, with LVM",
 			DefaultText: "as configured"},
 		&cli.BoolFlag{Name: "dry-run", Usage: "print the changes as a patch, without secrets, and change nothing"},
-		&cli.BoolFlag{Name: "undo", Usage: "undo the changes of this command, and nothing else"},
+		&cli.BoolFlag{Name: "undo", Usage: "undo the changes of this command"},
 	}
 }
 
