@@ -109,8 +109,8 @@ func (c *backendCollector) spaces() {
 	}{
 		{"used", "Used space of the pool.", func(s *Space) uint64 { return s.Used }},
 		{"size", "Size of the pool.", func(s *Space) uint64 { return s.Total }},
-		{"available", "Available space: free in the pool; in a loop file, at most its unused allocated space plus its " +
-			"disk's free space.",
+		{"available", "Available space: the pool's free space; in mode loop, at most its part allocated on the disk " +
+			"plus the disk's free space.",
 			func(s *Space) uint64 { return s.Available }},
 		{"min_free", "Available space below which new snapshots are refused.",
 			func(s *Space) uint64 { return s.MinFree }},
@@ -126,7 +126,7 @@ func (c *backendCollector) spaces() {
 func (c *backendCollector) volumes() {
 	desc := describe("volumes",
 		"Volumes, by state; some are in several. active: with a mapped device, including spare (created ahead for future "+
-			"snapshots) and frozen (copies of snapshots in use). trash: of removed snapshots, not deleted yet. kept: "+
+			"snapshots) and frozen (copies of active snapshots). trash: of removed snapshots, not deleted yet. kept: "+
 			"leftovers, see `thinsnap leftovers`. settling: being settled in the background. waiting: to be settled. "+
 			"deferred: to be settled again later, mostly because they are in use. removal-deferred: the mapped device could "+
 			"not be removed. deletion-deferred: the volume could not be deleted.", "state")
