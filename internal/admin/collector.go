@@ -191,7 +191,7 @@ func (c *backendCollector) store() {
 func (c *backendCollector) diffs() {
 	results := describe("diffs_total", "Comparisons of snapshots for containerd, by result: made from the changed "+
 		"inodes of an ext4 (inodes) or by a walk (walk), left to containerd's next differ (left), failed while the "+
-		"layer was written (failed), or cancelled.", "result")
+		"layer was written or because of lost writes (failed), or cancelled.", "result")
 	for result, value := range map[string]func(*Differ) uint64{
 		"inodes":    func(d *Differ) uint64 { return d.Inodes },
 		"walk":      func(d *Differ) uint64 { return d.Walked },

@@ -241,7 +241,7 @@ type Differ struct {
 	Inodes    uint64 `json:"inodes"`    // layers made from the changed inodes of an ext4
 	Walked    uint64 `json:"walked"`    // layers made by a walk
 	Left      uint64 `json:"left"`      // comparisons left to containerd's next differ
-	Failed    uint64 `json:"failed"`    // comparisons that failed while the layer was written
+	Failed    uint64 `json:"failed"`    // comparisons that failed while the layer was written, or because of lost writes
 	Cancelled uint64 `json:"cancelled"` // comparisons that the caller gave up
 	// Mismatched is the number of comparisons left because diff.verify found a difference.
 	Mismatched uint64 `json:"mismatched"`

@@ -204,7 +204,8 @@ func compressionOf(config *coreDiff.Config) (compression.Compression, error) {
 	return compression.Unknown, fmt.Errorf("layers of media type %s: %w", config.MediaType, errdefs.ErrNotImplemented)
 }
 
-// find returns the keys of the snapshots with these mounts.
+// find returns the keys of the snapshots with these mounts. An error of the store is not left to
+// containerd's next differ: the marks of lost writes cannot be read either.
 func (d *Differ) find(ctx context.Context, lower, upper []mount.Mount) (lowerKey, upperKey string, err error) {
 	// With a target, the compared root would be above the mount.
 	if len(lower) != 1 || len(upper) != 1 || lower[0].Target != "" || upper[0].Target != "" {

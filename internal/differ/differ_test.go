@@ -89,9 +89,12 @@ func TestNextDifferIsAsked(t *testing.T) {
 	require.ErrorContains(t, err, "resource exhausted")
 	require.Equal(t, Stats{Left: 1}, d.Stats())
 
-	_, err = d.Compare(t.Context(), mounts("broken", ""), ours)
-	require.ErrorIs(t, err, errdefs.ErrUnavailable)
-	require.NotErrorIs(t, err, errdefs.ErrNotImplemented)
+	for _, sides := range [][2][]mount.Mount{{mounts("broken", ""), ours}, {ours, mounts("broken", "")}} {
+		_, err = d.Compare(t.Context(), sides[0], sides[1])
+		require.ErrorIs(t, err, errdefs.ErrUnavailable)
+		require.Equal(t, codes.Unavailable, status.Code(errgrpc.ToGRPC(err)))
+	}
+	require.Equal(t, Stats{Left: 1}, d.Stats())
 }
 
 // TestLongComparisonIsLogged: the log has the progress of a long comparison.
