@@ -66,7 +66,7 @@ func (t *Tx) clientAlone(space string) (ClientRecord, error) {
 }
 
 // SetClient stores the client of a key space. Snapshots created there later record its number. The first client of a
-// further key space raises the schema version: older thinsnaps then refuse the store.
+// further key space raises the format: older thinsnaps then refuse the store.
 func (t *Tx) SetClient(space string, c ClientRecord) error {
 	if err := CheckKeySpace(space); err != nil {
 		return err

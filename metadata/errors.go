@@ -22,8 +22,8 @@ var (
 	// page returns ErrCorrupt too, as DataLoss.
 	ErrCorrupt = errors.New("not an intact thinsnap store")
 
-	// ErrSchema is returned by Open when a newer thinsnap has created or changed the store.
-	ErrSchema = errors.New("the store was made by a newer thinsnap")
+	// ErrNewer is returned by Open when a newer thinsnap has created or changed the store.
+	ErrNewer = errors.New("the store was made by a newer thinsnap")
 
 	// ErrClosed is returned after Close.
 	ErrClosed = fmt.Errorf("the metadata store is closed: %w", errdefs.ErrUnavailable)

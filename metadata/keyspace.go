@@ -154,7 +154,7 @@ func (t *Tx) KeySpaces() []string {
 }
 
 // requireKeySpace returns FailedPrecondition if the further key space of a key has no client's record. Before SetClient
-// the schema version is too low, and older thinsnaps would use the store.
+// the format is too low, and older thinsnaps would use the store.
 func (t *Tx) requireKeySpace(stored string) error {
 	space, _ := SplitKey(stored)
 	if space != "" && t.buckets.meta.Get(keyClientOf(space)) == nil {
@@ -190,8 +190,8 @@ func (t *Tx) DropKeySpace(space string) error {
 	return t.lowerSchema()
 }
 
-// lowerSchema lowers the schema version once the store has no records of further key spaces. All other records are the
-// same in both versions.
+// lowerSchema lowers the format once the store has no records of further key spaces. All other records are the
+// same in both formats.
 func (t *Tx) lowerSchema() error {
 	stored, err := schemaOf(t.buckets.meta)
 	if err != nil || stored != schemaVersion || len(t.KeySpaces()) > 0 {
@@ -210,7 +210,7 @@ func (t *Tx) lowerSchema() error {
 	return t.setSchema(schemaRecords)
 }
 
-// requireSchema raises the schema version of the store to at least version.
+// requireSchema raises the format of the store to at least version.
 func (t *Tx) requireSchema(version uint64) error {
 	stored, err := schemaOf(t.buckets.meta)
 	if err != nil || stored >= version {

@@ -119,7 +119,7 @@ func contents(t *testing.T, s *Store) map[string]string {
 	return all
 }
 
-// After its last further key space is dropped, a store has its former schema version and content.
+// After its last further key space is dropped, a store has its former format and content.
 func TestStoreAfterItsLastKeySpace(t *testing.T) {
 	s := furnished(t)
 	update(t, s, func(tx *Tx) { require.NoError(t, tx.SetClient("", ClientRecord{Number: 7})) })

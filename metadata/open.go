@@ -35,7 +35,7 @@ type Options struct {
 // Open opens the store in a file. Unless ReadOnly is set, it creates a missing file with mode 0600.
 // It does not follow a symbolic link (ELOOP).
 //
-// It fails with ErrLocked, ErrSchema, ErrCorrupt or an error of the file system. The first three
+// It fails with ErrLocked, ErrNewer, ErrCorrupt or an error of the file system. The first three
 // leave the file unchanged. Its cost does not depend on the number of snapshots.
 func Open(path string, o Options) (*Store, error) {
 	if o.LockTimeout == 0 {

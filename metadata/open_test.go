@@ -205,7 +205,7 @@ func TestOpenRefuses(t *testing.T) {
 				return err
 			}
 			return meta.Put(keySchema, binary.AppendUvarint(nil, schemaVersion+1))
-		}), ErrSchema},
+		}), ErrNewer},
 	} {
 		t.Run(name, func(t *testing.T) {
 			for _, readOnly := range []bool{true, false} {
@@ -214,6 +214,9 @@ func TestOpenRefuses(t *testing.T) {
 				_, err := Open(path, Options{ReadOnly: readOnly})
 				require.ErrorIs(t, err, tc.want)
 				require.ErrorContains(t, err, path)
+				if name == "newer" {
+					require.ErrorContains(t, err, "it has format 6, but this thinsnap knows only formats up to 5")
+				}
 				after, err := os.ReadFile(path)
 				require.NoError(t, err)
 				require.Equal(t, sha256.Sum256(tc.content), sha256.Sum256(after), "the file has been changed")
@@ -231,8 +234,8 @@ func TestOpenRefuses(t *testing.T) {
 	}
 }
 
-// A store of the first schema version keeps that version until a change is stored. So the older
-// thinsnap can open it again after a start without changes.
+// A store of the first format keeps that until a change is stored. So the older thinsnap can open it
+// again after a start without changes.
 func TestUpgrade(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "metadata.db")
 	s := openStore(t, path, Options{})

@@ -12,14 +12,14 @@ import (
 	bolt "go.etcd.io/bbolt"
 )
 
-// schemaVersion counts incompatible changes of the format. The first change to an older store
-// raises its version to schemaRecords (upgrade).
+// schemaVersion is the newest format of a store. The first change to an older store raises its
+// format to schemaRecords (upgrade).
 //
-// Versions 2 to 4 added fields to records (see recordVersion). Version 5 added further key spaces.
-// Only a store with further key spaces has version 5, so that older thinsnaps can use all others.
+// Formats 2 to 4 added fields to records (see recordVersion). Format 5 added further key spaces.
+// Only a store with further key spaces has format 5, so that older thinsnaps can use all others.
 const (
 	schemaVersion = 5
-	// schemaRecords is the version of a changed store without further key spaces.
+	// schemaRecords is the format of a changed store without further key spaces.
 	schemaRecords = 4
 )
 
@@ -109,7 +109,7 @@ func initialise(path string) error {
 	return errors.Join(err, db.Close())
 }
 
-// inspect checks that the file is a complete store of a known version, and returns the id of its
+// inspect checks that the file is a complete store of a known format, and returns the id of its
 // last transaction.
 func (s *Store) inspect(file *os.File) (int, error) {
 	info, err := file.Stat()
@@ -135,8 +135,8 @@ func (s *Store) inspect(file *os.File) (int, error) {
 			return err
 		}
 		if version > schemaVersion {
-			return fmt.Errorf("%w: it has schema version %d, but this thinsnap knows only those up to %d",
-				ErrSchema, version, schemaVersion)
+			return fmt.Errorf("%w: it has format %d, but this thinsnap knows only formats up to %d",
+				ErrNewer, version, schemaVersion)
 		}
 		_, err = openBuckets(tx)
 		return err
@@ -147,12 +147,12 @@ func (s *Store) inspect(file *os.File) (int, error) {
 func schemaOf(meta *bolt.Bucket) (uint64, error) {
 	version, n := binary.Uvarint(meta.Get(keySchema))
 	if n <= 0 || version == 0 {
-		return 0, fmt.Errorf("%w: it has no schema version", ErrCorrupt)
+		return 0, fmt.Errorf("%w: it has no format", ErrCorrupt)
 	}
 	return version, nil
 }
 
-// upgrade raises the schema version of an older store. Each transaction that changes the store
+// upgrade raises the format of an older store. Each transaction that changes the store
 // calls it, because it may write records that an older thinsnap cannot read. A start without changes
 // leaves the store usable by the older thinsnap.
 func (t *Tx) upgrade() error {

@@ -161,7 +161,7 @@ func failing(err error, attempts *atomic.Int32) backend {
 // uses.
 func TestWhatEndsTheDaemon(t *testing.T) {
 	cfg := testConfig(t)
-	for _, final := range []error{metadata.ErrLocked, metadata.ErrSchema} {
+	for _, final := range []error{metadata.ErrLocked, metadata.ErrNewer} {
 		var attempts atomic.Int32
 		require.ErrorIs(t, serve(t.Context(), cfg, failing(fmt.Errorf("open: %w", final), &attempts)), final)
 		require.Equal(t, int32(1), attempts.Load())
@@ -194,9 +194,9 @@ func TestStartIsExtendedWhileAProgramRuns(t *testing.T) {
 	require.NoError(t, os.WriteFile(filepath.Join(bin, "pvs"), []byte("#!/bin/sh\necho '{\"report\":[{\"pv\":[]}]}'\n"), 0o700))
 	b := backend{open: func(ctx context.Context, _ config.Config) (*service, error) {
 		require.NoError(t, pool.LVMSpec{ID: "x", Name: "x"}.Remove(program.WithDirectories(ctx, bin)))
-		return nil, metadata.ErrSchema
+		return nil, metadata.ErrNewer
 	}}
-	require.ErrorIs(t, serve(t.Context(), testConfig(t), b), metadata.ErrSchema)
+	require.ErrorIs(t, serve(t.Context(), testConfig(t), b), metadata.ErrNewer)
 	require.Equal(t, "EXTEND_TIMEOUT_USEC=60000000", told(t, notified))
 }
 
@@ -204,7 +204,7 @@ func TestServeFlags(t *testing.T) {
 	var got config.Config
 	b := backend{open: func(_ context.Context, cfg config.Config) (*service, error) {
 		got = cfg
-		return nil, fmt.Errorf("open: %w", metadata.ErrSchema)
+		return nil, fmt.Errorf("open: %w", metadata.ErrNewer)
 	}}
 	dir := t.TempDir()
 	file, address := filepath.Join(dir, "config.toml"), filepath.Join(dir, "x.sock")

@@ -113,11 +113,11 @@ func TestClientIsRemoved(t *testing.T) {
 		}))
 		return left == 0
 	}, time.Minute, 10*time.Millisecond)
-	require.Equal(t, []byte{4}, schemaOf(t, c.Root), "versions with only one client can use the store")
+	require.Equal(t, []byte{4}, formatOf(t, c.Root), "versions with only one client can use the store")
 
 	reopen(further)
 	admit("k3s")
-	require.Equal(t, []byte{5}, schemaOf(t, c.Root))
+	require.Equal(t, []byte{5}, formatOf(t, c.Root))
 	fill("k3s")
 	info, err = d.Info(t.Context())
 	require.NoError(t, err)
@@ -138,8 +138,8 @@ func TestClientIsRemoved(t *testing.T) {
 	require.NoError(t, d.Close())
 }
 
-// schemaOf returns the schema version of a root's store, which must not change meanwhile.
-func schemaOf(t *testing.T, root string) (version []byte) {
+// formatOf returns the format of a root's store, which must not change meanwhile.
+func formatOf(t *testing.T, root string) (version []byte) {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "metadata.db")
 	content, err := os.ReadFile(filepath.Join(root, "metadata.db"))

@@ -84,7 +84,7 @@ func (e finalError) Unwrap() error { return e.error }
 // can write to the root, an adoption is unfinished, or a newer thinsnap wrote the store.
 func IsFinal(err error) bool {
 	var final finalError
-	return errors.As(err, &final) || errors.Is(err, metadata.ErrSchema)
+	return errors.As(err, &final) || errors.Is(err, metadata.ErrNewer)
 }
 
 // openRoot opens the kernel's control node and the store of a root, which locks the root.

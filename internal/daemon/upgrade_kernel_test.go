@@ -27,7 +27,7 @@ import (
 // upgradeTop is the directory of the fixtures: the record of a loop pool has its path.
 const upgradeTop = "/run/thinsnap-upgrade"
 
-// fixture is a root and a pool of schema version 1, as left behind by a kill
+// fixture is a root and a pool whose store has format 1, as left behind by a kill
 // (testdata/upgrade/README.md describes the content).
 type fixture struct {
 	*Daemon
