@@ -12,9 +12,9 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest/dmpool"
 )
 
-// settle waits until udevd has handled every event. It skips the test without udevd; the other
+// awaitUdev waits until udevd has handled every event. It skips the test without udevd; the other
 // tests cover the nodes without it.
-func settle(t *testing.T) {
+func awaitUdev(t *testing.T) {
 	t.Helper()
 	if _, err := os.Stat("/run/udev/control"); err != nil {
 		t.Skip("udevd does not run")
@@ -28,7 +28,7 @@ func settle(t *testing.T) {
 // never busy.
 func TestKernelUdevLeavesDevicesAlone(t *testing.T) {
 	c := open(t)
-	settle(t)
+	awaitUdev(t)
 	p := dmpool.New(t, 64<<20, 4<<20)
 	require.NoError(t, p.CreateThin(1))
 	table := []devmapper.Target{{Length: 32 << 11, Type: "thin", Params: p.Number + " 1"}}
@@ -38,7 +38,7 @@ func TestKernelUdevLeavesDevicesAlone(t *testing.T) {
 		devmapper.NodePath("dmudev")).CombinedOutput()
 	require.NoError(t, err, string(out))
 	// mkfs had it open for writing, and udev probes a device after that.
-	settle(t)
+	awaitUdev(t)
 	require.NoError(t, c.Deactivate("dmudev"))
 
 	for range 5 {
@@ -47,12 +47,12 @@ func TestKernelUdevLeavesDevicesAlone(t *testing.T) {
 		require.FileExists(t, devmapper.NodePath("dmudev"))
 		require.NoError(t, c.Deactivate("dmudev"), "no other process has it open")
 	}
-	settle(t)
+	awaitUdev(t)
 	_, err = os.Lstat(devmapper.NodePath("dmudev"))
 	require.ErrorIs(t, err, os.ErrNotExist)
 
 	d := device(t, c, "dmudev", table)
-	settle(t)
+	awaitUdev(t)
 	link, err := os.Readlink(devmapper.NodePath("dmudev"))
 	require.NoError(t, err)
 	require.Equal(t, "../dm-"+strings.Split(d.Number(), ":")[1], link)
@@ -64,7 +64,7 @@ func TestKernelUdevLeavesDevicesAlone(t *testing.T) {
 	require.NotContains(t, string(info), "DEVLINKS", "no links by label or uuid, nor a link in /dev/mapper that udev could remove")
 	require.NotContains(t, string(info), "ID_FS_TYPE")
 	require.NoError(t, c.Deactivate("dmudev"))
-	settle(t)
+	awaitUdev(t)
 	_, err = os.Lstat(devmapper.NodePath("dmudev"))
 	require.ErrorIs(t, err, os.ErrNotExist)
 }

@@ -128,7 +128,7 @@ var cancelledOperations = []cancelled{
 	{name: "Prepare of a layer", before: layerBefore, run: prepares("layer")},
 	{name: "Prepare with a spare", spares: 4, run: prepares("layer"), before: func(t *testing.T, b *bench) {
 		layerBefore(t, b)
-		require.Eventually(t, func() bool { return b.Spares().Ready > 0 }, 10*time.Second, time.Millisecond)
+		require.Eventually(t, func() bool { return b.Spares().Present > 0 }, 10*time.Second, time.Millisecond)
 	}},
 	{name: "Prepare of a larger one", before: layerBefore, run: prepares("layer", labels(snapshotter.LabelSize, "128MiB"))},
 	{name: "Prepare with a base volume", run: func(ctx context.Context, b *bench, number int) error {

@@ -125,7 +125,7 @@ func (b *bench) requireNoLeftovers(t testing.TB) {
 	t.Helper()
 	require.EventuallyWithT(t, func(c *assert.CollectT) {
 		require.NoError(c, b.Cleanup(t.Context()))
-		ready := int(b.Spares().Ready)
+		ready := int(b.Spares().Present)
 		require.Len(c, b.SpareVolumes(), ready)
 		require.Len(c, b.pool.IDs(), b.owned(t)+ready)
 	}, 10*time.Second, 10*time.Millisecond)

@@ -50,7 +50,7 @@ func TestKernelFullDataDevice(t *testing.T) {
 		_, err := h.Stat(ctx, key)
 		require.ErrorIs(t, err, errdefs.ErrNotFound)
 	}
-	require.Eventually(t, func() bool { return h.Spares().Ready == 0 }, 10*time.Second, 20*time.Millisecond)
+	require.Eventually(t, func() bool { return h.Spares().Present == 0 }, 10*time.Second, 20*time.Millisecond)
 	// Existing data can be read, and allocated blocks can be written.
 	h.requireContent(ctx, t, "other", "other", 2<<20)
 	require.NoError(t, overwrite(filepath.Join(running, "file"), bytes.ToUpper(block)))

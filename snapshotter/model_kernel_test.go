@@ -68,7 +68,7 @@ func (h *host) requireNothingLeft(t *testing.T, used uint64) {
 		require.NoError(t, err)
 		active, err := h.pool.CountActive(t.Context())
 		require.NoError(t, err)
-		return status.Data.Used == used && active == int(h.Spares().Ready)
+		return status.Data.Used == used && active == int(h.Spares().Present)
 	}, 20*time.Second, 100*time.Millisecond)
 }
 

@@ -45,7 +45,7 @@ func TestForeignPoolsTimeIsWatched(t *testing.T) {
 		b.prepare(t, "box", "layer")
 		b.prepare(t, "another", "layer")
 		time.Sleep(2 * time.Minute)
-		require.Positive(t, b.Spares().Ready)
+		require.Positive(t, b.Spares().Present)
 		require.Positive(t, b.SnapshotsLeft())
 		b.pool.SetTime(thinmeta.MaxTime - 1<<20)
 		time.Sleep(2 * time.Minute)
@@ -53,7 +53,7 @@ func TestForeignPoolsTimeIsWatched(t *testing.T) {
 		_, err := b.Prepare(t.Context(), "late", "layer")
 		require.ErrorIs(t, err, errdefs.ErrResourceExhausted)
 		synctest.Wait()
-		require.Zero(t, b.Spares().Ready)
+		require.Zero(t, b.Spares().Present)
 		require.NoError(t, b.Commit(t.Context(), "image", "box"))
 
 		b.pool.SetTime(2) // it was reset

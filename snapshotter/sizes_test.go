@@ -178,7 +178,7 @@ func TestBaseSizeRaised(t *testing.T) {
 	b.prepare(t, "child of larger", "larger")
 	require.Equal(t, 4*old, b.record(t, "child of larger").Size)
 	// Spares have the size of a container.
-	b.awaitSpares(t, int(b.Spares().Ready))
+	b.awaitSpares(t, int(b.Spares().Present))
 	taken := b.Spares().Taken
 	dev := b.prepare(t, "child of upper", "upper")
 	require.Equal(t, taken+1, b.Spares().Taken)

@@ -53,8 +53,8 @@ type spares struct {
 
 // SpareCounts has the numbers of spares.
 type SpareCounts struct {
-	// Ready is the present number of spares, including those that are being created.
-	Ready uint64
+	// Present is the number of spares, including those that are being created.
+	Present uint64
 	// Taken counts the snapshots that took a spare, Missed those that found none.
 	Taken, Missed uint64
 }
@@ -340,7 +340,7 @@ func (p *spares) status() SpareCounts {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	counts := p.counts
-	counts.Ready = uint64(p.total)
+	counts.Present = uint64(p.total)
 	return counts
 }
 

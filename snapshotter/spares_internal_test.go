@@ -31,7 +31,7 @@ func newFakeVolumes(t *testing.T, most int) (*fakeVolumes, *spares) {
 	p := newSpares(most, n.create, n.remove)
 	t.Cleanup(func() {
 		p.stop()
-		require.Zero(t, p.status().Ready)
+		require.Zero(t, p.status().Present)
 	})
 	return n, p
 }
@@ -111,7 +111,7 @@ func TestSpareOfALayer(t *testing.T) {
 		require.False(t, n.takeSpare(t, p, layer()))
 		time.Sleep(time.Second)
 		require.Equal(t, 2, n.of(layerID), "containers are created from this image")
-		require.Equal(t, SpareCounts{Ready: 2, Taken: 1, Missed: 1}, p.status())
+		require.Equal(t, SpareCounts{Present: 2, Taken: 1, Missed: 1}, p.status())
 	})
 }
 
@@ -190,7 +190,7 @@ func TestSpareThatCannotBeMade(t *testing.T) {
 		p.expect(layer())
 		require.False(t, n.takeSpare(t, p, layer()))
 		time.Sleep(time.Second)
-		require.Zero(t, p.status().Ready)
+		require.Zero(t, p.status().Present)
 	})
 }
 
@@ -240,7 +240,7 @@ func TestStopDeletesSpares(t *testing.T) {
 		require.Zero(t, n.count())
 		p.expect(layer())
 		require.False(t, n.takeSpare(t, p, layer()))
-		require.Zero(t, p.status().Ready)
+		require.Zero(t, p.status().Present)
 	})
 }
 

@@ -21,7 +21,7 @@ import (
 func (b *bench) awaitSpares(t testing.TB, n int) {
 	t.Helper()
 	require.Eventually(t, func() bool {
-		return int(b.Spares().Ready) == n && len(b.pool.IDs()) == b.owned(t)+n
+		return int(b.Spares().Present) == n && len(b.pool.IDs()) == b.owned(t)+n
 	}, 10*time.Second, time.Millisecond)
 }
 
@@ -47,7 +47,7 @@ func TestPrepareTakesASpare(t *testing.T) {
 	require.NotEqual(t, dev, b.prepare(t, "third", "layer"))
 	// Spares have the default size, so a snapshot of another size takes none. More spares are made if the
 	// third Prepare found one that was being made.
-	require.Eventually(t, func() bool { return b.Spares().Ready >= 2 }, time.Minute, time.Millisecond)
+	require.Eventually(t, func() bool { return b.Spares().Present >= 2 }, time.Minute, time.Millisecond)
 	taken := b.Spares().Taken
 	b.prepare(t, "large", "layer", labels("containerd.io/snapshot/thinsnap/size", "128MiB"))
 	require.Equal(t, taken, b.Spares().Taken)
@@ -95,7 +95,7 @@ func TestCloseDeletesSpares(t *testing.T) {
 				})
 				b.prepare(t, "container", "one")
 				time.Sleep(c.wait)
-				require.EqualValues(t, 3, b.Spares().Ready, "two of layer one, one of layer two")
+				require.EqualValues(t, 3, b.Spares().Present, "two of layer one, one of layer two")
 				require.Len(t, b.SpareVolumes(), c.made)
 				require.NoError(t, b.Close())
 				require.Len(t, b.pool.IDs(), 4, "the base volume, two layers and the container")
@@ -182,7 +182,7 @@ func TestCrashWithSpares(t *testing.T) {
 			}
 			b.openStore(t)
 			require.NoError(t, b.start(t))
-			require.Zero(t, b.Spares().Ready)
+			require.Zero(t, b.Spares().Present)
 			b.requireNoLeftovers(t)
 			require.Equal(t, "content", b.content(t, "layer"))
 		})

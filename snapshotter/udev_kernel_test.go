@@ -36,8 +36,8 @@ func (p *busyPool) Deactivate(ctx context.Context, id thin.ID) error {
 	return err
 }
 
-// udevSettle waits until udevd has handled every event. Without udevd it skips the test.
-func udevSettle(t *testing.T) {
+// awaitUdev waits until udevd has handled every event. Without udevd it skips the test.
+func awaitUdev(t *testing.T) {
 	t.Helper()
 	if _, err := os.Stat("/run/udev/control"); err != nil {
 		t.Skip("udevd does not run")
@@ -68,7 +68,7 @@ func nodes(t *testing.T) []string {
 // is found busy, and nothing is left.
 func TestKernelCyclesWithUdev(t *testing.T) {
 	dmtest.RequireKernel(t)
-	udevSettle(t)
+	awaitUdev(t)
 	cycles, clients := 1000, 4
 	if testing.Short() {
 		cycles = 100
@@ -84,7 +84,7 @@ func TestKernelCyclesWithUdev(t *testing.T) {
 		return p
 	}
 	require.NoError(t, h.open(ctx, config))
-	udevSettle(t)
+	awaitUdev(t)
 	before := nodes(t)
 
 	cycle := func(client, n int) error {
@@ -127,7 +127,7 @@ func TestKernelCyclesWithUdev(t *testing.T) {
 	active, err := h.pool.Active(ctx)
 	require.NoError(t, err)
 	require.Empty(t, active)
-	udevSettle(t)
+	awaitUdev(t)
 	require.Subset(t, before, nodes(t))
 	require.NoError(t, h.open(ctx, config))
 }

@@ -85,7 +85,7 @@ func realBackend() backend {
 			}
 			sv := &service{clients: make(map[string]served), comparer: d.Comparer(), reports: d, close: d.Close}
 			for _, client := range c.AllClients() {
-				sv.clients[client.Name] = served{d.Served(client.Name), d.Clients(client.Name)}
+				sv.clients[client.Name] = served{d.Served(client.Name), d.Registry(client.Name)}
 			}
 			return sv, nil
 		},

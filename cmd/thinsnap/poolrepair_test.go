@@ -78,7 +78,7 @@ note: the old metadata could not be read completely, so more may be lost than is
 
 	repairErr = fmt.Errorf("nothing wrong: %w", repair.ErrNothingToDo)
 	require.Equal(t, result{exitOK, "nothing wrong: there is nothing to repair\n", ""}, try(t, false, b, "pool", "repair"))
-	repairErr = fmt.Errorf("not today: %w", repair.ErrNotSaved)
+	repairErr = fmt.Errorf("not today: %w", repair.ErrNotRepaired)
 	require.Equal(t, result{exitFailure, "", "thinsnap: not today: the metadata was not changed\n"}, try(t, false, b, "pool", "repair"))
 
 	require.Equal(t, result{exitOK, "restored: " + path + ".backup-1; the replaced metadata is in " + path + ".backup-2\n", ""},

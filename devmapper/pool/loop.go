@@ -326,7 +326,7 @@ func (b *loopBackend) balance(ctx context.Context, p *Pool) error {
 	if on || err != nil {
 		return err
 	}
-	if err := b.fillDevice(ctx, &p.data); err != nil {
+	if err := b.fillHoles(ctx, &p.data); err != nil {
 		return err
 	}
 	// Allocating the holes used some of the free space.
@@ -358,11 +358,11 @@ func (b *loopBackend) fillMetadata(ctx context.Context, p *Pool) error {
 		return fmt.Errorf("%d bytes of %s are not allocated: that needs %d bytes free on the disk, which has %d: %w",
 			holes, p.metadata.path, needed, disk.free, unix.ENOSPC)
 	}
-	return b.fillDevice(ctx, &p.metadata)
+	return b.fillHoles(ctx, &p.metadata)
 }
 
-// fillDevice allocates all holes of a file.
-func (b *loopBackend) fillDevice(ctx context.Context, file *backingFile) error {
+// fillHoles allocates all holes of a file.
+func (b *loopBackend) fillHoles(ctx context.Context, file *backingFile) error {
 	if file.allocated.Load() {
 		return nil
 	}

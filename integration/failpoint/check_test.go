@@ -42,13 +42,13 @@ func (r *trial) check() check.Report {
 	return report
 }
 
-// settleTime bounds the time in which a daemon makes its spares, which are pending until then.
-const settleTime = 10 * time.Second
+// pendingTime bounds the time in which a daemon makes its spares, which are pending until then.
+const pendingTime = 10 * time.Second
 
 // checkTidy is check for a daemon that soon has no pending work.
 func (r *trial) checkTidy() check.Report {
 	r.Helper()
-	for deadline := time.Now().Add(settleTime); ; time.Sleep(100 * time.Millisecond) {
+	for deadline := time.Now().Add(pendingTime); ; time.Sleep(100 * time.Millisecond) {
 		report := r.check()
 		if len(report.Pending) > 0 && time.Now().Before(deadline) {
 			continue
@@ -61,7 +61,7 @@ func (r *trial) checkTidy() check.Report {
 // checkEmpty requires that a daemon without snapshots has only its base volume and the spares of that.
 func (r *trial) checkEmpty() {
 	r.Helper()
-	for deadline := time.Now().Add(settleTime); ; {
+	for deadline := time.Now().Add(pendingTime); ; {
 		report := r.checkTidy()
 		info, err := r.Admin().Info(r.Context())
 		require.NoError(r, err)

@@ -25,9 +25,9 @@ func newClients(c config.Config, store *metadata.Store) map[string]*clients.Regi
 	return all
 }
 
-// Clients returns the registry of a configured client. It admits the calls to the snapshotter that
+// Registry returns the registry of a configured client. It admits the calls to the snapshotter that
 // Served returns.
-func (d *Daemon) Clients(client string) *clients.Registry { return d.clients[client] }
+func (d *Daemon) Registry(client string) *clients.Registry { return d.clients[client] }
 
 // Served returns the snapshotter that serves a configured client.
 func (d *Daemon) Served(client string) snapshots.Snapshotter {
@@ -43,9 +43,9 @@ func clientOf(stored string) string {
 	return space
 }
 
-// registry returns the registry of a client. It fails with errdefs.ErrNotFound if the client is not
-// configured.
-func (d *Daemon) registry(client string) (*clients.Registry, error) {
+// requireRegistry returns the registry of a client. It fails with errdefs.ErrNotFound if the client
+// is not configured.
+func (d *Daemon) requireRegistry(client string) (*clients.Registry, error) {
 	r, is := d.clients[client]
 	if !is {
 		return nil, fmt.Errorf("no client %q is configured ([[clients]]): %w", client, errdefs.ErrNotFound)
@@ -91,7 +91,7 @@ func (d *Daemon) describeClients(
 }
 
 func (d *Daemon) client(ctx context.Context, name string) (admin.ClientInfo, error) {
-	r, err := d.registry(name)
+	r, err := d.requireRegistry(name)
 	if err != nil {
 		return admin.ClientInfo{}, err
 	}
@@ -153,7 +153,7 @@ func (d *Daemon) ResetClient(ctx context.Context, name string) (admin.ClientInfo
 func (d *Daemon) decide(
 	ctx context.Context, name string, decision func(*clients.Registry, context.Context) error,
 ) (admin.ClientInfo, error) {
-	r, err := d.registry(name)
+	r, err := d.requireRegistry(name)
 	if err != nil {
 		return admin.ClientInfo{}, err
 	}

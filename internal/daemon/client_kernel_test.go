@@ -34,7 +34,7 @@ func TestClientIsRemoved(t *testing.T) {
 	further := config.Client{Name: "k3s", Address: filepath.Join(t.TempDir(), "k3s.sock")}
 	admit := func(client string) {
 		t.Helper()
-		require.NoError(t, d.Clients(client).Admit(t.Context(), clients.Call{
+		require.NoError(t, d.Registry(client).Admit(t.Context(), clients.Call{
 			Process: clients.Process{PID: os.Getpid(), StartTime: 1, BootID: client}, Proxy: "thinsnap",
 		}))
 	}

@@ -15,7 +15,7 @@ func (d *Daemon) Fork(ctx context.Context, key string) (admin.Fork, error) {
 	if err != nil {
 		return admin.Fork{}, err
 	}
-	r, err := d.registry(clientOf(stored))
+	r, err := d.requireRegistry(clientOf(stored))
 	if err != nil {
 		return admin.Fork{}, err
 	}

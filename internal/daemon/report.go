@@ -43,7 +43,7 @@ func (d *Daemon) Info(ctx context.Context) (admin.Info, error) {
 	info.Devices.SnapshotsLeft = d.snapshotter.SnapshotsLeft()
 	info.Devices.Active = uint64(active)
 	spares := d.snapshotter.Spares()
-	info.Devices.Spares, info.Spares = spares.Ready, admin.Spares{Hits: spares.Taken, Misses: spares.Missed}
+	info.Devices.Spares, info.Spares = spares.Present, admin.Spares{Hits: spares.Taken, Misses: spares.Missed}
 	info.Devices.Frozen = uint64(d.snapshotter.CountCopies())
 	background, err := d.snapshotter.Background(ctx)
 	if err != nil {

@@ -15,9 +15,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// settleTime limits the wait after a test. The kernel removes a device at its last close, and
+// goneTime limits the wait after a test. The kernel removes a device at its last close, and
 // detaches a loop device with autoclear, a little later than requested.
-const settleTime = 5 * time.Second
+const goneTime = 5 * time.Second
 
 // NoLeaks fails the test if it leaves device-mapper devices, attached loop devices, mounts or open
 // files of this process. It compares the whole machine with its state at the call. Call it first,
@@ -25,10 +25,10 @@ const settleTime = 5 * time.Second
 // create such things, but its subtests may be parallel.
 func NoLeaks(t testing.TB) {
 	t.Helper()
-	noLeaks(t, settleTime)
+	noLeaks(t, goneTime)
 }
 
-func noLeaks(t testing.TB, settle time.Duration) {
+func noLeaks(t testing.TB, wait time.Duration) {
 	t.Helper()
 	before, err := takeInventory()
 	if err != nil {
@@ -36,7 +36,7 @@ func noLeaks(t testing.TB, settle time.Duration) {
 	}
 	t.Cleanup(func() {
 		t.Helper()
-		for deadline := time.Now().Add(settle); ; time.Sleep(50 * time.Millisecond) {
+		for deadline := time.Now().Add(wait); ; time.Sleep(50 * time.Millisecond) {
 			after, err := takeInventory()
 			if err != nil {
 				t.Errorf("list devices, mounts and files after the test: %v", err)

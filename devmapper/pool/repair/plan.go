@@ -19,9 +19,9 @@ const (
 )
 
 var (
-	// ErrNotSaved is returned when thin_repair's output is not usable. The old metadata is
+	// ErrNotRepaired is returned when the repaired metadata is not usable. The old metadata is
 	// unchanged.
-	ErrNotSaved = errors.New("the metadata was not changed")
+	ErrNotRepaired = errors.New("the metadata was not changed")
 	// ErrNothingToDo is returned for metadata that needs no repair.
 	ErrNothingToDo = errors.New("there is nothing to repair")
 )

@@ -40,7 +40,7 @@ func (p Plan) make(ctx context.Context, made string, o *Outcome) (contents, erro
 	m := p.metadata
 	if p.tryChecksum {
 		after, err := m.correctChecksum(ctx, made, o)
-		if err == nil || !errors.Is(err, ErrNotSaved) {
+		if err == nil || !errors.Is(err, ErrNotRepaired) {
 			return after, err
 		}
 		log.G(ctx).WithError(err).Info("the metadata has more damage than the superblock's checksum")
@@ -63,7 +63,7 @@ func (p Plan) make(ctx context.Context, made string, o *Outcome) (contents, erro
 	}
 	log.G(ctx).WithField("file", m.File).Info("rebuilding the pool's metadata with thin_repair")
 	if _, err := run(ctx, p.rewrite...); err != nil {
-		return contents{}, fmt.Errorf("%w: %w", err, ErrNotSaved)
+		return contents{}, fmt.Errorf("%w: %w", err, ErrNotRepaired)
 	}
 	return m.verify(ctx, made, o)
 }
@@ -81,17 +81,17 @@ func (m Metadata) correctChecksum(ctx context.Context, made string, o *Outcome) 
 	defer f.Close()
 	sum, err := thinmeta.SuperblockChecksum(f)
 	if err != nil {
-		return contents{}, fmt.Errorf("%w: %w", err, ErrNotSaved)
+		return contents{}, fmt.Errorf("%w: %w", err, ErrNotRepaired)
 	}
 	if _, err := f.WriteAt(binary.LittleEndian.AppendUint32(nil, sum), 0); err != nil {
 		return contents{}, err
 	}
 	metadata, err := thinmeta.Open(f)
 	if err != nil {
-		return contents{}, fmt.Errorf("%w: %w", err, ErrNotSaved)
+		return contents{}, fmt.Errorf("%w: %w", err, ErrNotRepaired)
 	}
 	if metadata.Superblock().HeldRoot != 0 {
-		return contents{}, fmt.Errorf("the superblock has a metadata snapshot, so it cannot be trusted: %w", ErrNotSaved)
+		return contents{}, fmt.Errorf("the superblock has a metadata snapshot, so it cannot be trusted: %w", ErrNotRepaired)
 	}
 	return m.verify(ctx, made, o)
 }
@@ -103,7 +103,7 @@ func (m Metadata) verify(ctx context.Context, made string, o *Outcome) (after co
 	}
 	o.Report.Path = m.File
 	if !o.Report.Good() {
-		return after, fmt.Errorf("the repaired metadata needs a repair itself: %s: %w", o.Report.problems(), ErrNotSaved)
+		return after, fmt.Errorf("the repaired metadata needs a repair itself: %s: %w", o.Report.problems(), ErrNotRepaired)
 	}
 	file, err := blockdev.OpenDirect(made)
 	if err != nil {
@@ -112,7 +112,7 @@ func (m Metadata) verify(ctx context.Context, made string, o *Outcome) (after co
 	defer file.Close()
 	metadata, err := thinmeta.Open(file)
 	if err != nil {
-		return after, fmt.Errorf("%w: %w", err, ErrNotSaved)
+		return after, fmt.Errorf("%w: %w", err, ErrNotRepaired)
 	}
 	if after, err = read(ctx, metadata); err != nil {
 		return after, err
@@ -133,7 +133,7 @@ func (m Metadata) verify(ctx context.Context, made string, o *Outcome) (after co
 		err = errors.New("it has no volumes")
 	}
 	if err != nil {
-		return after, fmt.Errorf("the repaired metadata is not usable: %w: %w", err, ErrNotSaved)
+		return after, fmt.Errorf("the repaired metadata is not usable: %w: %w", err, ErrNotRepaired)
 	}
 	return after, nil
 }

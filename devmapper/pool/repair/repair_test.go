@@ -164,7 +164,7 @@ func TestUnusableMetadataIsNotInstalled(t *testing.T) {
 				ctx = replaceTool(t, "thin_repair", c.repair)
 			}
 			_, err := do(ctx, m, 0)
-			require.ErrorIs(t, err, repair.ErrNotSaved)
+			require.ErrorIs(t, err, repair.ErrNotRepaired)
 			require.ErrorContains(t, err, c.says)
 			require.True(t, bytes.Equal(bad, load(t, m.File)))
 			requireOnly(t, m.File)
