@@ -24,8 +24,8 @@ var (
 	ErrPoolReadOnly = errors.New("pool is read-only")
 	// ErrPoolFailed is matched when the pool is in mode Fail or Error.
 	ErrPoolFailed = errors.New("pool has failed")
-	// ErrNotDone is matched if the kernel refused a message, or none was sent, because an id was too
-	// large or the caller's context had ended: nothing has changed.
+	// ErrNotDone is matched if nothing has changed: the kernel refused a message, or an id was too
+	// large. Package pool also returns it if the context had ended.
 	ErrNotDone = errors.New("the pool was not changed")
 )
 
