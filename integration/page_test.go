@@ -166,7 +166,7 @@ func TestPageOfManySnapshots(t *testing.T) {
 	require.Equal(t, "400 of 10000 snapshots listed.", p.Text(t, "tree-note"))
 	require.Contains(t, browser.Eval[string](t, p, rows+"[0].innerText"), "+24, own")
 	browser.Eval[any](t, p, "document.getElementById('filter').value = '/9998/'; document.getElementById('filter').dispatchEvent(new Event('input'))")
-	require.Equal(t, "24 of 10000 snapshots listed.", p.Text(t, "tree-note"), "with those that it was made from")
+	require.Equal(t, "24 of 10000 snapshots listed.", p.Text(t, "tree-note"), "with its ancestors")
 	browser.Eval[any](t, p, "document.getElementById('filter').value = '<i>shop'; document.getElementById('filter').dispatchEvent(new Event('input'))")
 	require.Equal(t, "8 of 10000 snapshots listed.", p.Text(t, "tree-note"))
 	require.Contains(t, browser.Eval[string](t, p, rows+"[0].innerText"), "image <b>a:1</b> and 1 other")

@@ -22,7 +22,7 @@ import (
 
 var updateSetup = flag.Bool("update-setup", false, "write the output of thinsnap setup to testdata/setup")
 
-// setupTestbed is a containerd from the cache with a configuration of its own.
+// setupTestbed is an installed containerd with a configuration of its own.
 type setupTestbed struct {
 	use     setup.Containerd
 	release setup.Release
@@ -30,7 +30,7 @@ type setupTestbed struct {
 	before  map[string]string
 }
 
-// setupPrograms returns the containerd of each release in the cache.
+// setupPrograms returns the installed containerd of each release.
 func setupPrograms(t *testing.T) map[string]string {
 	t.Helper()
 	cache, err := vm.CacheDir()

@@ -18,7 +18,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/adopt/builtin"
 )
 
-// Damaged snapshots in the namespace "broken". All but the layers are active snapshots.
+// Damaged snapshots in the namespace "broken". All but the layers and the View are active.
 const (
 	baseLayer = "base" // undamaged, and the parent of the rest
 

@@ -17,7 +17,7 @@ const differencesShown = 20
 // trees maps NAMESPACE/NAME of snapshots to their trees.
 type trees map[string]tree.Tree
 
-// trees reads the trees of all snapshots; on a small node, only those of images and containers, without their layers.
+// trees reads the trees of all snapshots; on a small node, only of those without children.
 func (n *node) trees(t *testing.T, snapshotter string) trees {
 	t.Helper()
 	all := make(trees)

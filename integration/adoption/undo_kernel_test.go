@@ -101,7 +101,7 @@ func (n *node) undoAfterBuiltin(t *testing.T, want reference) {
 	require.NoError(t, err)
 	require.Regexp(t, "failed to load plugin.* error=\"invalid database\".*", string(log))
 	_, err = n.TryCtr("images", "ls")
-	if n.release.ConfigVersion >= 3 { // none of the built-in's plugins works
+	if n.release.ConfigVersion >= 3 { // containerd 2.x then has no image service
 		require.ErrorContains(t, err, "unknown service")
 		n.stop(t)
 		n.configure(t, adopted)
@@ -136,7 +136,7 @@ func (n *node) undoAfterNew(t *testing.T, want reference) {
 	require.ErrorContains(t, err, "new")
 	n.startAdopted(t)
 	n.must(t, otherNS, harness.ThinsnapName, func(c client) error {
-		// containerd was restarted: without a newer snapshot, thinsnap would keep the newest one.
+		// After containerd's restart, thinsnap keeps "new" until containerd has made a newer one.
 		_, err := c.Prepare(c.held(), "newer", upperKey)
 		return errors.Join(err, c.Remove(c, "newer"), c.Remove(c, "new"), c.collect())
 	})

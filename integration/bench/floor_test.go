@@ -126,7 +126,7 @@ func (s *suite) syncs() {
 	}
 }
 
-// share has workers call op n times in total, concurrently. The first error ends it.
+// share has workers call op n times in total, concurrently, and returns the first error.
 func share(n, workers int, op func() error) error {
 	var group errgroup.Group
 	group.SetLimit(workers)

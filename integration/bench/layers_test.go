@@ -84,7 +84,7 @@ func (s *suite) decompressed(store content.Store, layers []ocispec.Descriptor) (
 func (s *suite) unpackLayers(t *target, layers []ocispec.Descriptor) error {
 	differ, parent := diffapi.NewDiffClient(s.conn), ""
 	for _, layer := range layers {
-		// By the key, thinsnap knows that a layer is unpacked.
+		// thinsnap recognizes an unpack by its key.
 		key, name := s.later(t, fmt.Sprintf("extract-%s %s", s.key(), layer.Digest)), s.later(t, s.key())
 		var mounts []mount.Mount
 		s.time("Prepare of a layer", t.name, func() (err error) {

@@ -15,8 +15,8 @@ import (
 // operation executes a program. bbolt commits one transaction, which has two fdatasyncs; Commit also fsyncs the device,
 // and stamps the pool.
 //
-// The background is idle before each operation, and the watch for events, at most once a second, does not count. The
-// system calls are all but those of Go's runtime; a transaction has up to eight.
+// The daemon is idle before each operation, and the watch for events, at most once a second, does not count.
+// [trace.Cost] says which system calls count; a transaction has up to eight.
 func TestCosts(t *testing.T) {
 	ctx, daemon, sn := clientWith(t, harness.Options{Filesystem: "ext4", BaseSize: filesystems["ext4"], NoSpares: true, NoAutoextend: true})
 	_, err := sn.Prepare(ctx, "first", "")

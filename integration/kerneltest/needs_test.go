@@ -45,7 +45,7 @@ func TestNeeded(t *testing.T) {
 	}))
 }
 
-// TestFindPackages: packages without a test of that name are left out.
+// TestFindPackages: packages without a matching test are left out.
 func TestFindPackages(t *testing.T) {
 	patterns := []string{modulePath + "devmapper", modulePath + "devmapper/pool"}
 	for run, want := range map[string][]string{

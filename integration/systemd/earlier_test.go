@@ -9,7 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// earlier is the commit from which upgrades start: the last one before the configuration's keys got their final names.
+// earlier is the commit from which upgrades start. The configuration's keys got their final names later.
 const earlier = "fb6bf5b"
 
 // debEarlier builds the package of the earlier version.

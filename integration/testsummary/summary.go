@@ -105,7 +105,7 @@ func summarize(unit, vuln, kernel []event, allowed []string) (lines []string, ok
 	tests, count := results(all), make(map[string]int)
 	for _, test := range slices.Sorted(maps.Keys(withKernel)) {
 		isSubtest := strings.Contains(test[strings.Index(test, " "):], "/")
-		// A pass without a kernel does not replace one with it. A subtest skipped in all runs is listed below.
+		// A pass without a kernel does not replace a run with a kernel. A subtest skipped in all runs is listed below.
 		isListed := slices.Contains(allowed, test) || isSubtest && tests[test].String() == "skipped"
 		if withKernel[test].String() == "skipped" && !isListed {
 			missing("did not run with a real kernel: %s", test)

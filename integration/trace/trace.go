@@ -24,7 +24,7 @@ type Cost struct {
 	Syncs        int // calls of fdatasync and fsync
 	Transactions int // of bbolt: each has two of the fdatasyncs, on a file *.db
 	Ioctls       int // of device-mapper
-	// Looks is the number of ioctls that returned events. Each is followed by one more ioctl, a look at the pool.
+	// Looks is the number of looks at the pool after events: two ioctls each, the first DM_DEV_ARM_POLL.
 	Looks int
 	// Calls are all system calls, except those that do not depend on the operation (untraced, uncounted).
 	Calls int

@@ -128,8 +128,8 @@ func (d *daemon) cleanUp(b *testing.B) {
 	require.NoError(b, cleaner.Cleanup(b.Context()))
 }
 
-// memory is a process's memory in KiB. File is the resident part of its mapped files: of the program, and of the read
-// part of the store. The kernel can drop it when memory is short.
+// memory is a process's memory in KiB. File is the resident part of its mapped files, the program and the store. The
+// kernel can drop it when memory is short.
 type memory struct{ RSS, Anon, File, Peak int }
 
 func (d *daemon) memory(b *testing.B) memory {
