@@ -20,6 +20,7 @@ var (
 	casesFlag        = flag.String("cases", "", "run only these cases, separated by commas")
 	snapshottersFlag = flag.String("snapshotters", "", "run only these snapshotters, separated by commas")
 	storageFlag      = flag.String("storage", "memory", "place of all data: memory, to measure only the software, or disk, which is the blank disk $THINSNAP_DISK0")
+	lvmFlag          = flag.Bool("lvm", false, "give thinsnap a pool on a disk of its own, by LVM, instead of in files")
 	jsonFlag         = flag.String("json", "", "write all figures to this file")
 	profilesFlag     = flag.String("profiles", "", "write profiles of some loads to this directory")
 	perfFlag         = flag.Bool("perf", false, "also profile the machine with perf, which takes minutes to start in an emulated guest")

@@ -25,7 +25,8 @@ type pool struct {
 // commitTime is enough for the kernel to commit a pool's metadata, which it does every second.
 const commitTime = 1500 * time.Millisecond
 
-// space returns the used space of the pool, and the space of its data file on its file system, in MiB.
+// space returns the used space of the pool, and the space of its data file on its file system, in MiB; 0 for a pool by
+// LVM.
 func (p *pool) space() (used, file float64, err error) {
 	status, err := p.Status(false)
 	if err != nil {
@@ -33,8 +34,10 @@ func (p *pool) space() (used, file float64, err error) {
 	}
 	unix.Sync()
 	var st unix.Stat_t
-	if err := unix.Stat(p.dataFile, &st); err != nil {
-		return 0, 0, err
+	if p.dataFile != "" {
+		if err := unix.Stat(p.dataFile, &st); err != nil {
+			return 0, 0, err
+		}
 	}
 	const blocksPerMiB = mib / (64 << 10)
 	return float64(status.DataUsed) / blocksPerMiB, float64(st.Blocks) * 512 / mib, nil

@@ -27,6 +27,7 @@ import (
 	"google.golang.org/protobuf/types/known/emptypb"
 
 	"github.com/thinsnap/thinsnap/devmapper"
+	"github.com/thinsnap/thinsnap/devmapper/blockdev"
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 	"github.com/thinsnap/thinsnap/integration/harness"
 	"github.com/thinsnap/thinsnap/integration/harness/harnesstest"
@@ -72,7 +73,8 @@ type suite struct {
 	group      string // of rows
 	tools      harness.Tools
 	disk       string
-	userMode   bool // on a user-mode kernel
+	memory     string // a tmpfs; "" if all data is on a disk
+	userMode   bool   // on a user-mode kernel
 	images     harnesstest.Images
 	containerd *harnesstest.Containerd
 	conn       *grpc.ClientConn
@@ -116,7 +118,11 @@ func newSuite(b *testing.B, names []string) *suite {
 	version := "not measured"
 	pools, pids := make(map[string]*pool), make(map[string]int)
 	if slices.Contains(names, Thinsnap) {
-		daemon := harnesstest.StartThinsnapWith(t, tools, "bench-thinsnap", s.options("thinsnap"))
+		options := s.options("thinsnap")
+		if *lvmFlag {
+			options.Device = s.blankDisk()
+		}
+		daemon := harnesstest.StartThinsnapWith(t, tools, "bench-thinsnap", options)
 		s.admin = daemon.Admin()
 		info, err := s.admin.Info(b.Context())
 		require.NoError(t, err)
@@ -167,14 +173,30 @@ func (s *suite) storage(where string) string {
 		dir := s.b.TempDir()
 		require.NoError(s.b, unix.Mount("tmpfs", dir, "tmpfs", 0, "size=75%"))
 		s.b.Cleanup(func() { require.NoError(s.b, unix.Unmount(dir, 0)) })
-		file := filepath.Join(dir, "disk")
-		require.NoError(s.b, os.WriteFile(file, nil, 0o600))
-		require.NoError(s.b, os.Truncate(file, memoryDisk))
+		s.memory = dir
 		s.report.Fact("storage", "ext4 on a loop device in memory")
-		return harnesstest.FormatDisk(s.b, file)
+		return harnesstest.FormatDisk(s.b, s.sparseFile("disk"))
 	}
 	require.Fail(s.b, "no such storage", where)
 	return ""
+}
+
+// sparseFile creates a file in memory of memoryDisk bytes.
+func (s *suite) sparseFile(name string) string {
+	require.NotEmpty(s.b, s.memory, "-lvm needs -storage memory")
+	file := filepath.Join(s.memory, name)
+	require.NoError(s.b, os.WriteFile(file, nil, 0o600))
+	require.NoError(s.b, os.Truncate(file, memoryDisk))
+	return file
+}
+
+// blankDisk returns a blank disk in memory: a loop device.
+func (s *suite) blankDisk() string {
+	loop, err := blockdev.LoopAttach(s.sparseFile("lvm"), blockdev.LoopOptions{})
+	require.NoError(s.b, err)
+	s.b.Cleanup(func() { require.NoError(s.b, loop.Close()) })
+	s.report.Fact("thinsnap's pool", "by LVM, on a loop device in memory")
+	return loop.Path
 }
 
 // dir makes a directory on the disk.
