@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/http/httputil"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/urfave/cli/v3"
@@ -30,7 +31,7 @@ func (a *app) nodeCommand() *cli.Command {
 		Usage: "the `KIND` of the node's containerd: \"containerd\", or \"k3s\" for k3s and RKE2"}
 	enter := &cli.BoolFlag{Name: "enter",
 		Usage: "first enter the node's mount namespace; the container must be privileged and have hostPID"}
-	runtime := &cli.StringFlag{Name: "runtime", Usage: runtimeUsage}
+	runtimes := &cli.StringSliceFlag{Name: "runtime", Usage: runtimeUsage}
 	byDefault := &cli.BoolFlag{Name: "default", Usage: "make thinsnap the snapshotter of all pods"}
 	return &cli.Command{
 		Name:  "node",
@@ -41,13 +42,13 @@ func (a *app) nodeCommand() *cli.Command {
 				Usage: "install this program, its units and the configuration on the node, and configure containerd",
 				Description: "Writes missing files, replaces those of another version of thinsnap, enables and starts the units, and\n" +
 					"restarts containerd if its configuration changes. Never replaces files that thinsnap did not write.",
-				Flags:  []cli.Flag{containerd, enter, runtime, byDefault},
+				Flags:  []cli.Flag{containerd, enter, runtimes, byDefault},
 				Action: a.onNode(a.installNode),
 			},
 			{
 				Name:  "configure",
 				Usage: "only configure the node's containerd, for a daemon that runs in a pod",
-				Flags: []cli.Flag{containerd, enter, runtime},
+				Flags: []cli.Flag{containerd, enter, runtimes},
 				Action: a.onNode(func(ctx context.Context, c *cli.Command, text []byte) error {
 					return new(install.Machine).Configure(ctx, text, setup.Kind(c.String("containerd")), setupArgs(c)...)
 				}),
@@ -99,7 +100,7 @@ func setupArgs(c *cli.Command) (args []string) {
 	if c.Bool("default") {
 		args = append(args, "--default")
 	}
-	if names := c.String("runtime"); names != "" {
+	if names := strings.Join(c.StringSlice("runtime"), ","); names != "" {
 		args = append(args, "--runtime", names)
 	}
 	return args

@@ -11,9 +11,30 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"github.com/urfave/cli/v3"
 
 	"github.com/thinsnap/thinsnap/internal/admin"
 )
+
+// TestNodeRuntimes: a repeated --runtime adds to the runtimes, as with `thinsnap setup`.
+func TestNodeRuntimes(t *testing.T) {
+	for _, name := range []string{"install", "configure"} {
+		for _, test := range []struct{ given, passed []string }{
+			{nil, nil},
+			{[]string{"--runtime", ""}, nil},
+			{[]string{"--runtime", "kata,kata-fc", "--runtime", "kata-qemu"}, []string{"--runtime", "kata,kata-fc,kata-qemu"}},
+		} {
+			node := new(app).nodeCommand()
+			var passed []string
+			node.Command(name).Action = func(_ context.Context, c *cli.Command) error {
+				passed = setupArgs(c)
+				return nil
+			}
+			require.NoError(t, node.Run(t.Context(), append([]string{"node", name}, test.given...)))
+			require.Equal(t, test.passed, passed, name)
+		}
+	}
+}
 
 // TestNodeMetrics: the installer's pod serves the daemon's metrics on its port. It serves nothing
 // that changes or names snapshots.
