@@ -109,12 +109,12 @@ func (c *backendCollector) spaces() {
 	}{
 		{"used", "Used space of the pool.", func(s *Space) uint64 { return s.Used }},
 		{"size", "Size of the pool.", func(s *Space) uint64 { return s.Total }},
-		{"available", "Available space: the pool's free space; in mode loop, at most its part allocated on the disk " +
-			"plus the disk's free space.",
+		{"available", "Available space: the pool's free space, less the holes in its files that the disk cannot fill.",
 			func(s *Space) uint64 { return s.Available }},
 		{"min_free", "Available space below which new snapshots are refused.",
 			func(s *Space) uint64 { return s.MinFree }},
-		{"low_water", "Free space below which the kernel raises an event; in mode loop, thinsnap then extends the pool.",
+		{"low_water", "Free space below which the kernel raises an event; in modes loop and direct-lvm, autoextend then " +
+			"extends the pool.",
 			func(s *Space) uint64 { return s.LowWater }},
 	} {
 		desc := describe("pool_"+size.name+"_bytes", size.help, "device")

@@ -154,7 +154,7 @@ type Space struct {
 	LoopFile string `json:"loop_file,omitempty"` // the file behind a loop device
 	Used     uint64 `json:"used_bytes"`
 	Total    uint64 `json:"size_bytes"`
-	// Available is the free space; in mode loop, at most its part allocated on the disk plus the disk's free space.
+	// Available is the free space, less the holes in the loop file that the disk cannot fill.
 	Available uint64 `json:"available_bytes"`
 	Holes     uint64 `json:"holes_bytes"`     // the part of the size that a loop file has not allocated
 	MinFree   uint64 `json:"min_free_bytes"`  // new snapshots are refused while less is available; 0: no limit
