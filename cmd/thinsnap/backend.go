@@ -65,7 +65,7 @@ type service struct {
 	clients  map[string]served // by name
 	comparer diff.Comparer
 	reports  admin.Backend
-	// close ends the background work and closes the store. Active devices stay, because containers
+	// close ends the background work and closes the store. Active volumes stay, because containers
 	// use them.
 	close func() error
 }

@@ -13,9 +13,9 @@ import (
 // ErrWritten is returned when a volume is written to while its mappings are read.
 var ErrWritten = errors.New("the volume was written to while its mappings were read")
 
-// Delta calls yield with the blocks that two volumes do not map to the same block of the pool, in
-// order ([thinmeta.Delta]), in blocks of [Status.BlockBytes]. It returns the first error of yield.
-// It returns thin.ErrNoDevice unless the pool has both volumes.
+// Delta calls yield with the blocks that only one of two volumes maps, or that both map to different
+// blocks of the pool, in order ([thinmeta.Delta]), in blocks of [Status.BlockBytes]. It returns the
+// first error of yield, and thin.ErrNoDevice unless the pool has both volumes.
 //
 // It reads the last commit and makes none: after a write to one of the volumes call Commit first.
 // If one is written to before Delta returns, Delta returns ErrWritten, and the blocks that yield

@@ -41,9 +41,9 @@ type Run struct {
 	Left, Right     bool   // whether the left volume maps them, and the right one; at least one does
 }
 
-// Delta yields the blocks that two volumes do not map to the same block of the pool, in order.
-// Blocks of two volumes of one pool that are mapped to the same block have the same content. An
-// error ends the sequence.
+// Delta yields, in order, the blocks that only one volume maps, or that both map to different blocks
+// of the pool. Blocks of two volumes of one pool that are mapped to the same block have the same
+// content. An error ends the sequence.
 //
 // It does not read shared parts of the trees. So its time grows with the changes since one volume
 // was a snapshot of the other, or both of a third. Even on damaged metadata it reads each block at

@@ -201,8 +201,8 @@ func (c *backendCollector) diffs() {
 	} {
 		c.add(prometheus.CounterValue, results, func(i *Info) float64 { return float64(value(&i.Differ)) }, result)
 	}
-	kinds := describe("diff_bytes_total", "Bytes of comparisons. changed: not mapped to the same blocks of the pool by "+
-		"both volumes. read: of files. written: of layers before compression; rises while one is written.", "kind")
+	kinds := describe("diff_bytes_total", "Bytes of comparisons. changed: that only one volume maps, or that both map to "+
+		"different blocks. read: of files. written: of layers before compression; rises while one is written.", "kind")
 	for kind, value := range map[string]func(*Differ) uint64{
 		"changed": func(d *Differ) uint64 { return d.Changed },
 		"read":    func(d *Differ) uint64 { return d.Read },

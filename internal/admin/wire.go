@@ -245,7 +245,7 @@ type Differ struct {
 	Cancelled uint64 `json:"cancelled"` // comparisons that the caller gave up
 	// Mismatched is the number of comparisons left because diff.verify found a difference.
 	Mismatched uint64 `json:"mismatched"`
-	Changed    uint64 `json:"changed_bytes"` // bytes that the compared volumes did not map to the same blocks of the pool
+	Changed    uint64 `json:"changed_bytes"` // bytes that only one volume maps, or that both map to different blocks
 	Read       uint64 `json:"read_bytes"`    // bytes of files that were read to compare them
 	Written    uint64 `json:"written_bytes"` // bytes of layers, before compression
 }
@@ -315,7 +315,7 @@ type Difference struct {
 	// anything in it changed.
 	Changes []Change `json:"changes"`
 	Level   string   `json:"level"`         // how they were found: from the changed "inodes" of an ext4, or by a "walk"
-	Changed uint64   `json:"changed_bytes"` // bytes that the two volumes do not map to the same blocks of the pool
+	Changed uint64   `json:"changed_bytes"` // bytes that only one volume maps, or that both map to different blocks
 	Read    uint64   `json:"read_bytes"`    // bytes of files that were read to compare them
 }
 

@@ -170,7 +170,7 @@ func (e *Extender) waitUntil(ctx context.Context, events Events) (happened bool,
 }
 
 // keepAllocated allocates the pool's files, and returns whether to repeat that in a second. It logs
-// changes.
+// failure and recovery.
 func (e *Extender) keepAllocated(ctx context.Context) (watched bool) {
 	watched, err := e.pool.KeepAllocated(ctx)
 	if ctx.Err() != nil {
@@ -186,7 +186,7 @@ func (e *Extender) keepAllocated(ctx context.Context) (watched bool) {
 	e.mu.Unlock()
 	switch entry := log.G(ctx).WithField("pool", e.name); {
 	case reason != "" && before == "":
-		entry.Warn("the disk below the pool has too little free space for the whole pool, and writes may fail: " + reason)
+		entry.Warn("the disk below the pool may have too little space for the whole pool, and writes may fail: " + reason)
 	case reason == "" && before != "":
 		entry.Info("the disk below the pool has enough space for the whole pool again")
 	}

@@ -26,7 +26,7 @@ const (
 	minXFSSize  = 300 * mib
 	// Sizes of file systems and of the metadata are multiples of diskBlock.
 	diskBlock = 4 * kib
-	// Each spare is an active device. More spares do not help.
+	// Each spare is an active volume. More spares do not help.
 	maxSpares = 1024
 	// maxSocketPath is the size of sun_path in struct sockaddr_un (linux/un.h), without the final
 	// zero byte.

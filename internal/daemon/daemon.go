@@ -198,7 +198,7 @@ func (d *Daemon) openPool(ctx context.Context) (err error) {
 // Snapshotter returns the snapshotter. Close closes it.
 func (d *Daemon) Snapshotter() *snapshotter.Snapshotter { return d.snapshotter }
 
-// Close closes the root. The pool and all active devices stay in the kernel. Calls that hang in the
+// Close closes the root. The pool and all active volumes stay in the kernel. Calls that hang in the
 // kernel end with the process.
 func (d *Daemon) Close() error {
 	for _, client := range d.clients {

@@ -104,9 +104,9 @@ var errNotOurs = fmt.Errorf("not mounts of thinsnap's snapshots: %w", errdefs.Er
 // Compare writes the changes from lower to upper to containerd's content store, as an OCI layer,
 // and returns its descriptor. If the mounts are not thinsnap's, the media type is not supported, or
 // the comparison fails and leaves no new content, the error is errdefs.ErrNotImplemented:
-// containerd then asks its next differ. A snapshot that may have lost writes is not left to that,
-// because it would not see the loss: the error is metadata.ErrWritesLost. Errors of FindMounted and
-// RequireNoWritesLost are returned as they are.
+// containerd then asks its next differ, which would not see lost writes. So for a snapshot that may
+// have lost writes, the error is metadata.ErrWritesLost. Other errors of FindMounted and
+// RequireNoWritesLost keep their class.
 func (d *Differ) Compare(
 	ctx context.Context, lower, upper []mount.Mount, opts ...coreDiff.Opt,
 ) (ocispec.Descriptor, error) {

@@ -161,7 +161,7 @@ func TestLeftToTheNextDiffer(t *testing.T) {
 }
 
 // TestLostWritesAreNotLeftToTheNextDiffer: the next differ would make a layer without the lost
-// writes, and report no error. So nothing is left to it while the loss is unknown.
+// writes, and report no error. So it gets only snapshots that have surely lost none.
 func TestLostWritesAreNotLeftToTheNextDiffer(t *testing.T) {
 	lost := fmt.Errorf("freeze: %w", metadata.ErrWritesLost)
 	for _, freeze := range []error{lost, errdefs.ErrUnavailable} {

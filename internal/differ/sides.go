@@ -14,8 +14,8 @@ import (
 	"github.com/thinsnap/thinsnap/snapshotter"
 )
 
-// releaseTime limits each step of the cleanup after a comparison. The removal of a frozen copy
-// continues in the background.
+// releaseTime limits each step of the cleanup after a comparison. A frozen copy that still exists
+// then is deleted later.
 const releaseTime = 10 * time.Second
 
 // sides are the mounted frozen copies of two snapshots, and their differences.

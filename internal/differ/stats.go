@@ -12,7 +12,7 @@ type Stats struct {
 	Inodes     uint64 // layers made at level diff.Inodes
 	Walked     uint64 // layers made at level diff.Walk
 	Left       uint64 // failed, and left to containerd's next differ
-	Failed     uint64 // while the layer was written, or because writes to a snapshot were lost
+	Failed     uint64 // while the layer was written, or because a snapshot may have lost writes
 	Cancelled  uint64
 	Mismatched uint64 // found by Options.Verify
 

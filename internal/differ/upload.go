@@ -58,8 +58,8 @@ func (u *upload) open() (err error) {
 // mayRemain reports whether written content may be left.
 func (u *upload) mayRemain() bool { return u.writer != nil && !u.isOld }
 
-// commit commits the blob, and has containerd keep it. containerd adds only new blobs to the
-// lease (Write in plugins/services/content/contentserver), so commit adds the others.
+// commit commits the blob, and has containerd keep it. containerd adds only new blobs to the lease
+// of the writer (Write in plugins/services/content/contentserver). For others, commit calls keep.
 func (u *upload) commit(blob, diffID digest.Digest, labels map[string]string) error {
 	err := u.writer.Commit(u.store.ctx, 0, blob, content.WithLabels(labels))
 	u.isOld = errdefs.IsAlreadyExists(err)

@@ -208,8 +208,8 @@ func (m *Machine) awaitPool(ctx context.Context, cfg config.Config) error {
 }
 
 // configure executes a command that may change containerd's configuration, and restarts containerd
-// if it did. After an interruption, the next call makes the restart. Without a unit it fails with
-// errdefs.ErrFailedPrecondition, also in the next calls, until another containerd runs.
+// if it did. After an interruption, the next call makes the restart. Without a unit, a needed
+// restart must be made by hand: until then, each call fails with errdefs.ErrFailedPrecondition.
 func (m *Machine) configure(ctx context.Context, r *record, kind setup.Kind, command []string) error {
 	find := m.Containerd
 	if find == nil {
@@ -247,8 +247,8 @@ func (m *Machine) configure(ctx context.Context, r *record, kind setup.Kind, com
 	return m.writeRecord(*r)
 }
 
-// requestRestart fails with errdefs.ErrFailedPrecondition. Before that, it records the process that
-// may have read the former configuration. It is found again, because it may be a new one.
+// requestRestart fails with errdefs.ErrFailedPrecondition. Before that, it records containerd's
+// present process, which may be newer than configure's, and may have read the former configuration.
 func (m *Machine) requestRestart(r *record, kind setup.Kind, find func(setup.Kind) (Containerd, error)) error {
 	c, err := find(kind)
 	if err != nil {

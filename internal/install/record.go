@@ -25,8 +25,8 @@ const (
 type record struct {
 	// RestartDaemon is true until the daemon is restarted with its new files.
 	RestartDaemon bool `json:"restart_daemon,omitempty"`
-	// RestartUnit is the unit of a containerd whose configuration may have changed, until it is
-	// restarted or found unchanged.
+	// RestartUnit is the unit, or "containerd" without one, of a containerd whose configuration may
+	// have changed, until it is restarted or found unchanged.
 	RestartUnit string `json:"restart_unit,omitempty"`
 	// RestartProcess is the process of a containerd without a unit that must be restarted, nil if
 	// unknown.

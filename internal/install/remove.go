@@ -53,7 +53,7 @@ func (m *Machine) Remove(ctx context.Context, kind setup.Kind) error {
 		return err
 	}
 	if err := r.files.TakeBack(); errdefs.IsFailedPrecondition(err) {
-		log.G(ctx).WithError(err).Warn("files are kept")
+		log.G(ctx).WithError(err).Warn("edited files are kept, and their record is removed")
 	} else if err != nil {
 		return err
 	}

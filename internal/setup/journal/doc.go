@@ -21,7 +21,7 @@ type File struct {
 	Mode fs.FileMode
 }
 
-// Unchanged reports whether the file already has its new content and permissions.
+// Unchanged reports whether the file already has its new content.
 func (f File) Unchanged() bool {
 	return f.Before != nil && f.After != nil && bytes.Equal(f.Before, f.After)
 }

@@ -32,8 +32,8 @@ type entry struct {
 	Directories []string `json:"directories,omitempty"`
 	// Backup is the path of a copy from before the first change.
 	Backup string `json:"backup,omitempty"`
-	// Written has the SHA-256 of all contents that were written to the file. After a crash it may
-	// have any of them, or none yet.
+	// Written has the SHA-256 of all contents that were written to the file. After a crash the
+	// file may have any of them, or none.
 	Written []string `json:"sha256"`
 	// Hunks are the changes of a file that existed before, in order.
 	Hunks []Hunk `json:"hunks,omitempty"`
@@ -58,8 +58,8 @@ func Open(path string) (*Record, error) {
 	}
 	var d document
 	if err := json.Unmarshal(text, &d); err != nil {
-		return nil, fmt.Errorf("%s: %w: it describes how to undo `thinsnap setup`: restore it, or undo the set-up by hand "+
-			"and remove it: %w", path, err, errdefs.ErrFailedPrecondition)
+		return nil, fmt.Errorf("%s: %w: it describes how to undo `thinsnap setup` or `thinsnap node install`: restore it, "+
+			"or undo the changes by hand and remove it: %w", path, err, errdefs.ErrFailedPrecondition)
 	}
 	if d.Version != version {
 		return nil, fmt.Errorf("%s: version %d: this version of thinsnap reads version %d: use the one that wrote it: %w",
@@ -163,7 +163,7 @@ func (r *Record) Apply(files []File, check func() error) error {
 }
 
 // resolve returns the absolute path of a file without symbolic links. The file may be missing, but
-// a link to a missing file is an error, because the new file would replace the link's target.
+// a link to a missing file is an error, because the new file would replace the link.
 func resolve(path string) (string, error) {
 	path, err := filepath.Abs(path)
 	if err != nil {
@@ -265,7 +265,7 @@ func (r *Record) rollBack(files []File, before []entry) error {
 		all = errors.Join(all, replace(f.Path, f.Before, 0))
 	}
 	if all != nil {
-		return fmt.Errorf("not all changes were undone, run the command with --undo: %w", all)
+		return fmt.Errorf("not all changes were undone: run the command with --undo, or `thinsnap node remove`: %w", all)
 	}
 	return r.restore(before)
 }

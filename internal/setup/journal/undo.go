@@ -85,8 +85,8 @@ func (r *Record) TakeBack() error {
 		err = errors.Join(err, e.clean())
 	}
 	if err == nil && len(left) > 0 {
-		err = fmt.Errorf("edited since the set-up, so not changed: %s: remove by hand the lines that it added, and then its "+
-			"record %s: %w", strings.Join(left, ", "), r.path, errdefs.ErrFailedPrecondition)
+		err = fmt.Errorf("edited since the set-up, so not changed: %s: remove by hand the added lines or files, and then "+
+			"their record %s: %w", strings.Join(left, ", "), r.path, errdefs.ErrFailedPrecondition)
 	}
 	return err
 }
