@@ -199,7 +199,7 @@ func TestDestroyDescribesRecordedPool(t *testing.T) {
 		text, what, done string
 	}{
 		{loopPool, "", "this removes pool thinsnap in /srv/x, with all its snapshots", "destroyed pool thinsnap"},
-		{lvmPool, lvm, "this removes pool thinsnap of /srv/x from disk /dev/xdf, with all its snapshots", "destroyed pool thinsnap on disk /dev/xdf"},
+		{lvmPool, lvm, "this removes pool thinsnap of /srv/x, made on disk /dev/xdf, with all its snapshots", "destroyed pool thinsnap, made on disk /dev/xdf"},
 		{
 			existingPool, existing, "this removes all snapshots of /srv/x from pool vg-pool; the pool stays",
 			"removed all snapshots of /srv/x from pool vg-pool",
@@ -209,8 +209,8 @@ func TestDestroyDescribesRecordedPool(t *testing.T) {
 			"destroyed pool thinsnap" + other("loop"),
 		},
 		{
-			lvmPool, existing, "this removes pool thinsnap of /srv/x from disk /dev/xdf, with all its snapshots" + other("direct-lvm"),
-			"destroyed pool thinsnap on disk /dev/xdf" + other("direct-lvm"),
+			lvmPool, existing, "this removes pool thinsnap of /srv/x, made on disk /dev/xdf, with all its snapshots" + other("direct-lvm"),
+			"destroyed pool thinsnap, made on disk /dev/xdf" + other("direct-lvm"),
 		},
 		{
 			existingPool, lvm, "this removes all snapshots of /srv/x from pool vg-pool; the pool stays" + other("existing"),
@@ -222,8 +222,8 @@ func TestDestroyDescribesRecordedPool(t *testing.T) {
 		},
 		{
 			lvmPool, "[pool.direct_lvm]\ndevice = \"/dev/xdg\"\n",
-			"this removes pool thinsnap of /srv/x from disk /dev/xdf, with all its snapshots" + other("direct-lvm"),
-			"destroyed pool thinsnap on disk /dev/xdf" + other("direct-lvm"),
+			"this removes pool thinsnap of /srv/x, made on disk /dev/xdf, with all its snapshots" + other("direct-lvm"),
+			"destroyed pool thinsnap, made on disk /dev/xdf" + other("direct-lvm"),
 		},
 		{
 			existingPool, "[pool.existing]\ndevice = \"vg/other\"\n",

@@ -300,6 +300,66 @@ func TestLVMPoolWithForeignVolumes(t *testing.T) {
 	require.NoError(t, made.Remove(ctx))
 }
 
+// TestRemoveFromSeveralDisks: the labels of disks that were added are removed too, but only while
+// LVM has them in the pool's own group.
+func TestRemoveFromSeveralDisks(t *testing.T) {
+	skipIfShort(t)
+	_, spec := newLVMSpec(t)
+	spec.DataPercent = 5 // pvmove copies all of it
+	other := os.Getenv("THINSNAP_DISK1")
+	labelled := func(disk string) bool {
+		return command(t, "pvs", "--noheadings", "--options", "pv_name", "--select", "pv_name="+disk) != ""
+	}
+	blank := pool.LVMSpec{Device: other}
+	for name, test := range map[string]struct {
+		change func(t *testing.T)
+		stays  bool // the label of the other disk
+	}{
+		"added": {func(*testing.T) {}, false},
+		"replaced": {func(t *testing.T) {
+			command(t, "pvmove", "--interval", "1", spec.Device)
+			command(t, "vgreduce", spec.Name, spec.Device)
+			command(t, "pvremove", spec.Device)
+		}, false},
+		"replaced, and the label stayed": {func(t *testing.T) {
+			command(t, "pvmove", "--interval", "1", spec.Device)
+			command(t, "vgreduce", spec.Name, spec.Device)
+		}, false},
+		"removed from the group": {func(t *testing.T) { command(t, "vgreduce", spec.Name, other) }, true},
+		"in another group": {func(t *testing.T) {
+			command(t, "vgreduce", spec.Name, other)
+			command(t, "vgcreate", "--yes", "foreign", other)
+		}, true},
+		"in another group, and of the same tag": {func(t *testing.T) {
+			command(t, "vgreduce", spec.Name, other)
+			command(t, "vgcreate", "--yes", "--addtag", "THINSNAP-"+spec.ID, "foreign", other)
+		}, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			ctx := t.Context()
+			made, err := spec.Create(ctx, false)
+			require.NoError(t, err)
+			command(t, "vgextend", "--yes", spec.Name, other)
+			test.change(t)
+			require.NoError(t, made.Remove(ctx))
+			requireBlank(t, spec)
+			require.NoError(t, made.Remove(ctx), "again")
+			detached := made
+			detached.Device = "/dev/missing"
+			require.ErrorContains(t, detached.Remove(ctx), "if they are lost or the group was removed, remove the root directory")
+			require.Equal(t, test.stays, labelled(other))
+			if !test.stays {
+				requireBlank(t, blank)
+				return
+			}
+			if strings.Contains(command(t, "vgs", "--noheadings", "--options", "vg_name"), "foreign") {
+				command(t, "vgremove", "--yes", "foreign")
+			}
+			command(t, "pvremove", "--yes", other)
+		})
+	}
+}
+
 // writePartitionTable writes a table with one partition, as sfdisk does.
 func writePartitionTable(t *testing.T, device string) {
 	t.Helper()

@@ -10,8 +10,10 @@ import (
 	"github.com/containerd/log"
 )
 
-// Remove removes the pool, the volume group and the label of the disk, also those of an unfinished
-// Create. The pool must not be in use. A call can be repeated after a crash.
+// Remove removes the pool, the volume group and LVM's labels on the group's disks, also those of an
+// unfinished Create. The pool must not be in use. A call can be repeated after a crash; it then keeps
+// the labels of disks that were added later, because nothing shows any more that they were in the
+// group.
 //
 // If the group has foreign volumes, they and the group remain.
 func (s LVMSpec) Remove(ctx context.Context) error {
@@ -48,8 +50,8 @@ func (s LVMSpec) remove(ctx context.Context) error {
 	if disk == nil && group.name == "" && s.VGUUID != "" {
 		// An earlier call removed it, or the disk is missing.
 		if _, err := blockNumber(s.Device); err != nil {
-			return fmt.Errorf("its disk is missing (%w): attach it, or, if it is lost, remove the root directory: %w", err,
-				ErrWrongPool)
+			return fmt.Errorf("LVM finds no disk of its volume group %s (%w): attach the group's disks, or, "+
+				"if they are lost or the group was removed, remove the root directory: %w", s.Name, err, ErrWrongPool)
 		}
 	}
 	if group.name != "" {
@@ -60,16 +62,36 @@ func (s LVMSpec) remove(ctx context.Context) error {
 			return err
 		}
 	}
-	if disk == nil || disk.VG != "" && !disk.unfinished() && !s.owns(*disk) {
+	ours := disk != nil && (disk.VG == "" || disk.unfinished() || s.owns(*disk))
+	if !ours && group.name == "" {
 		return nil
 	}
 	if err := s.removeLinks(ctx); err != nil {
 		return err
 	}
+	for _, path := range s.added(disks) {
+		if err := (Step{Args: []string{"pvremove", "--yes", path}, devices: lvmDevices{path}}).do(ctx); err != nil {
+			return err
+		}
+	}
+	if !ours {
+		return nil
+	}
 	if disk.unfinished() {
 		return Step{Args: []string{"wipefs", "--all", "--quiet", disk.Path}}.do(ctx)
 	}
 	return Step{Args: []string{"pvremove", "--yes", disk.Path}, devices: lvmDevices{disk.Path}}.do(ctx)
+}
+
+// added returns the attached disks that were added to the pool's volume group.
+func (s LVMSpec) added(disks []pvReport) []string {
+	var paths []string
+	for _, d := range disks {
+		if _, err := blockNumber(d.Path); err == nil && s.owns(d) && d.UUID != s.PVUUID {
+			paths = append(paths, d.Path)
+		}
+	}
+	return paths
 }
 
 // removeLinks removes the links in /dev that killed LVM programs left of the removed volume group.

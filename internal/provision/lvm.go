@@ -139,8 +139,9 @@ func (d directLVM) Destroy(
 
 // Destruction implements Mode.
 func (directLVM) Destruction(rec metadata.PoolRecord, root string) (will, done string) {
-	return fmt.Sprintf("this removes pool %s of %s from disk %s, with all its snapshots", rec.Name, root, rec.LVM.Disk),
-		fmt.Sprintf("destroyed pool %s on disk %s", rec.Name, rec.LVM.Disk)
+	name, disk := rec.Name, rec.LVM.Disk
+	return fmt.Sprintf("this removes pool %s of %s, made on disk %s, with all its snapshots", name, root, disk),
+		fmt.Sprintf("destroyed pool %s, made on disk %s", name, disk)
 }
 
 // Growth implements Mode.
