@@ -171,6 +171,15 @@ func (found survey) volume(name string) *lvReport {
 
 func (v *lvReport) isPool() bool { return hasTag(v.Layout, "thin") && hasTag(v.Layout, "pool") }
 
+// Find fails with ErrWrongPool unless LVM finds the pool. It changes nothing. The pool's disk may have
+// been replaced since Create.
+func (s LVMSpec) Find(ctx context.Context) error {
+	if _, _, err := s.locate(ctx); err != nil {
+		return fmt.Errorf("pool %s: %w", s.Name, err)
+	}
+	return nil
+}
+
 // locate returns the volume group and LVM's name of the pool. It finds both by their UUIDs, because
 // they may have been renamed.
 func (s LVMSpec) locate(ctx context.Context) (g lvmGroup, pool string, err error) {

@@ -83,6 +83,32 @@ func pvs(ctx context.Context) ([]pvReport, error) {
 	return r.Report[0].PV, nil
 }
 
+// GroupDisks returns the attached disks of the volume groups with the given name that thinsnap made,
+// for any root. missing is true if LVM misses a disk of them. Both are zero if there is no such group.
+func GroupDisks(ctx context.Context, name string) (disks []string, missing bool, err error) {
+	all, err := pvs(ctx)
+	if err != nil {
+		return nil, false, err
+	}
+	disks, missing = groupDisks(all, name)
+	return disks, missing, nil
+}
+
+func groupDisks(all []pvReport, name string) (disks []string, missing bool) {
+	ours := func(tag string) bool { return strings.HasPrefix(tag, uuidStart) }
+	for _, d := range all {
+		if d.VG != name || !slices.ContainsFunc(strings.Split(d.VGTags, ","), ours) {
+			continue
+		}
+		if filepath.IsAbs(d.Path) {
+			disks = append(disks, d.Path)
+		} else {
+			missing = true // "[unknown]"
+		}
+	}
+	return disks, missing
+}
+
 // lvs lists the logical volumes in all groups with the given name on the devices; there may be
 // several.
 func lvs(ctx context.Context, devices lvmDevices, group string) ([]lvReport, error) {

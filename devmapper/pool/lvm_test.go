@@ -98,6 +98,19 @@ func TestLVMRefusals(t *testing.T) {
 	}
 }
 
+func TestGroupDisks(t *testing.T) {
+	ours := func(path string) pvReport { return pvReport{Path: path, VG: "thin-snap", VGTags: "a,THINSNAP-OTHER"} }
+	others := []pvReport{{Path: "/dev/a"}, {Path: "/dev/b", VG: "other", VGTags: "THINSNAP-ID"}, {Path: "/dev/c", VG: "thin-snap"}}
+	disks, missing := groupDisks(append(others, ours("/dev/x"), ours("/dev/y")), "thin-snap")
+	require.Equal(t, []string{"/dev/x", "/dev/y"}, disks)
+	require.False(t, missing)
+	disks, missing = groupDisks(append(others, ours("[unknown]"), ours("/dev/y")), "thin-snap")
+	require.Equal(t, []string{"/dev/y"}, disks)
+	require.True(t, missing)
+	disks, _ = groupDisks(others, "thin-snap")
+	require.Empty(t, disks)
+}
+
 func TestLVMNames(t *testing.T) {
 	spec := testSpec()
 	spec.VGUUID, spec.LVUUID = "fqEko0-VNER-RBUN-5AUQ-6wk8-wmBT-YDJ1H6", "GDtUe4-ENDk-bUjJ-aieF-NTZ5-cHco-wMOFWF"

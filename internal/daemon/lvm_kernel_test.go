@@ -17,11 +17,15 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/thinsnap/thinsnap/devmapper"
+	"github.com/thinsnap/thinsnap/devmapper/pool"
 	"github.com/thinsnap/thinsnap/devmapper/program"
 	"github.com/thinsnap/thinsnap/internal/admin"
 	"github.com/thinsnap/thinsnap/internal/check"
 	"github.com/thinsnap/thinsnap/internal/config"
 	"github.com/thinsnap/thinsnap/internal/dmtest"
+	"github.com/thinsnap/thinsnap/internal/provision"
+	"github.com/thinsnap/thinsnap/internal/rootdir"
+	"github.com/thinsnap/thinsnap/metadata"
 )
 
 // onDisk returns the configuration of a pool on the tests' blank disk.
@@ -222,4 +226,52 @@ func repairByLVM(t *testing.T, c config.Config) {
 	layers(t, d, "three")
 	require.NoError(t, d.Close())
 	run(t, "lvremove", "--yes", "on-disk/pool_mended")
+}
+
+// TestReplacedDisk: an administrator moves the pool to another disk.
+func TestReplacedDisk(t *testing.T) {
+	c := onDisk(t)
+	c.Pool.DirectLVM.ThinpPercent = 5
+	ctx, device, other := t.Context(), c.Pool.DirectLVM.Device, os.Getenv("THINSNAP_DISK1")
+	command := func(args ...string) string {
+		out, err := exec.Command(args[0], args[1:]...).CombinedOutput()
+		require.NoError(t, err, "%v: %s", args, out)
+		return string(out)
+	}
+	d, err := Open(ctx, c)
+	require.NoError(t, err)
+	destroyed := false
+	defer func() {
+		if !destroyed {
+			destroy(t, c)
+		}
+	}()
+	layers(t, d, "one")
+	require.NoError(t, d.Close())
+	command("vgextend", "--yes", c.Pool.Name, other)
+	disks, missing, err := pool.GroupDisks(ctx, c.Pool.Name)
+	require.NoError(t, err)
+	require.False(t, missing)
+	require.ElementsMatch(t, []string{device, other}, disks)
+	command("pvmove", "--interval", "1", device)
+	command("vgreduce", c.Pool.Name, device)
+	command("pvremove", device)
+
+	// The old disk is still attached, and may have another use.
+	store, err := metadata.Open(rootdir.Store(c.Root), metadata.Options{ReadOnly: true})
+	require.NoError(t, err)
+	lines, err := provision.Plan(ctx, store, c)
+	require.NoError(t, store.Close())
+	require.NoError(t, err)
+	require.Empty(t, lines)
+	disks, _, err = pool.GroupDisks(ctx, c.Pool.Name)
+	require.NoError(t, err)
+	require.Equal(t, []string{other}, disks)
+	d, err = Open(ctx, c)
+	require.NoError(t, err)
+	layers(t, d, "two")
+	require.NoError(t, d.Close())
+	destroy(t, c)
+	destroyed = true
+	require.Empty(t, command("wipefs", "--noheadings", device, other))
 }

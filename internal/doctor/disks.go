@@ -1,6 +1,7 @@
 package doctor
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path"
@@ -14,14 +15,15 @@ import (
 	"github.com/thinsnap/thinsnap/internal/config"
 )
 
-// poolDisks returns the pool's configured disk and, if the pool is active, the disks below it.
-func (m *machine) poolDisks() []string {
+// poolDisks returns the disks of the pool's volume group and, if the pool is active, the disks below
+// it. The configured disk is one of them unless it was replaced.
+func (m *machine) poolDisks(ctx context.Context) []string {
 	c := m.config()
 	var disks []string
 	mapped := ""
 	switch c.Pool.Mode {
 	case config.ModeDirectLVM:
-		disks = append(disks, c.Pool.DirectLVM.Device)
+		disks = m.groupDisks(ctx, c)
 		mapped = pool.DeviceName(c.Pool.Name + "/pool")
 	case config.ModeExisting:
 		mapped = pool.DeviceName(c.Pool.Existing.Device)
@@ -30,16 +32,39 @@ func (m *machine) poolDisks() []string {
 		return disks
 	}
 	for _, disk := range m.host.below("/dev/mapper/" + mapped) {
-		same := func(other string) bool {
-			one, isOne := m.host.isBlock(other)
-			two, isTwo := m.host.isBlock(disk)
-			return isOne && isTwo && one == two
-		}
-		if !slices.ContainsFunc(disks, same) {
+		if !slices.ContainsFunc(disks, m.host.sameAs(disk)) {
 			disks = append(disks, disk)
 		}
 	}
 	return disks
+}
+
+// groupDisks returns the disks that LVM has in the pool's volume group. Without such a group, or if
+// LVM misses a disk of it, the configured disk is one of them.
+func (m *machine) groupDisks(ctx context.Context, c config.Config) []string {
+	configured := c.Pool.DirectLVM.Device
+	if !m.host.installed("pvs") {
+		return []string{configured}
+	}
+	disks, missing, err := m.host.groupDisks(ctx, c.Pool.Name)
+	if err != nil {
+		return []string{configured} // another check reports it
+	}
+	if at := slices.IndexFunc(disks, m.host.sameAs(configured)); at >= 0 {
+		disks[at] = configured
+	} else if missing || len(disks) == 0 {
+		disks = append(disks, configured)
+	}
+	return disks
+}
+
+// sameAs returns whether its argument and disk are the same block device.
+func (h host) sameAs(disk string) func(other string) bool {
+	return func(other string) bool {
+		one, isOne := h.isBlock(other)
+		two, isTwo := h.isBlock(disk)
+		return isOne && isTwo && one == two
+	}
 }
 
 // below returns the disks and partitions below a mapped device, from sysfs.

@@ -30,15 +30,17 @@ type bench struct {
 	*machine
 	t *testing.T
 	// dir has the configuration, thinsnap's root and its sockets.
-	dir     string
-	missing map[string]bool // programs
-	unit    map[string]string
-	socket  map[string]string
-	info    admin.Info
-	infoErr error
-	blocks  map[string]uint64
-	states  []containerdState
-	config  []string // more lines of the configuration
+	dir         string
+	missing     map[string]bool // programs
+	unit        map[string]string
+	socket      map[string]string
+	info        admin.Info
+	infoErr     error
+	blocks      map[string]uint64
+	states      []containerdState
+	group       []string // the disks of the pool's volume group
+	diskMissing bool     // of that group
+	config      []string // more lines of the configuration
 	// filesystem is the file system of thinsnap's root and of LVM's profiles.
 	filesystem unix.Statfs_t
 	root       string
@@ -69,6 +71,9 @@ func newBench(t *testing.T) *bench {
 		statfs: func(_ string, st *unix.Statfs_t) error {
 			*st = b.filesystem
 			return nil
+		},
+		groupDisks: func(context.Context, string) ([]string, bool, error) {
+			return slices.Clone(b.group), b.diskMissing, nil
 		},
 		containerds: func(context.Context) ([]containerdState, error) { return b.states, nil },
 	}
@@ -177,6 +182,17 @@ func (b *bench) onDisk() {
 	b.write("/dev/sdb", "")
 	b.blocks["/dev/sdb"] = unix.Mkdev(8, 16)
 	b.unit["DeviceAllow"] = "/dev/sdb rw"
+}
+
+// inGroup puts disks into the pool's volume group.
+func (b *bench) inGroup(disks ...string) {
+	b.group = disks
+	for i, disk := range disks {
+		if _, known := b.blocks[disk]; !known {
+			b.blocks[disk] = unix.Mkdev(8, uint32(32+16*i))
+		}
+		b.write(disk, "")
+	}
 }
 
 func (b *bench) write(name, text string) {

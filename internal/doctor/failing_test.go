@@ -141,6 +141,13 @@ func failures() []failing {
 			`'[Unit]\nWants=%s\nAfter=lvm2-monitor.service %s\n[Service]\nDeviceAllow=%s rw\n' ` +
 				strings.Repeat("dev-sdb.device ", 2) + "/dev/sdb >> /etc/systemd/system/thinsnap.service.d/disks.conf"},
 		{"unit-devices", func(b *bench) { b.onDisk(); b.unit["DeviceAllow"] = "/dev/sdb r" }, Problem, "bars LVM", "systemctl daemon-reload"},
+		{"unit-devices", func(b *bench) { b.onDisk(); b.inGroup("/dev/sdb", "/dev/sdc") }, Problem, "bars LVM from /dev/sdc",
+			"/dev/sdc >> /etc/systemd/system/thinsnap.service.d/disks.conf"},
+		{"unit-devices", func(b *bench) {
+			b.onDisk()
+			b.inGroup("/dev/sdc")
+			b.diskMissing, b.unit["DeviceAllow"] = true, "/dev/sdc rw"
+		}, Problem, "bars LVM from /dev/sdb", "--disk /dev/sdb"},
 
 		{"socket-unit", func(b *bench) { b.socket["Listen"] = "/run/other.sock (Stream)" }, Problem, "listens on /run/other.sock",
 			"thinsnap.socket.d/address.conf"},
@@ -279,6 +286,8 @@ func TestOtherMachines(t *testing.T) {
 		{"unit", func(b *bench) { b.unit["ActiveState"] = "inactive" }, OK, "inactive"},
 		{"unit-devices", func(b *bench) { b.onDisk(); b.unit["DeviceAllow"] = "/dev/sdb rw" }, OK, "allows /dev/sdb"},
 		{"unit-devices", func(b *bench) { b.onDisk(); b.unit["DeviceAllow"] = "block-s* rw" }, OK, "allows /dev/sdb"},
+		{"unit-devices", func(b *bench) { b.onDisk(); b.inGroup("/dev/sdc"); b.unit["DeviceAllow"] = "/dev/sdc rw" }, OK,
+			"the unit allows /dev/sdc"}, // /dev/sdb was replaced, and is still attached
 		{"unit-devices", func(b *bench) { b.onDisk(); b.unit["DeviceAllow"], b.unit["DevicePolicy"] = "", "auto" }, OK, "allows"},
 		{"socket-unit", func(b *bench) { b.socket["LoadState"] = "not-found" }, Skipped, "makes its socket itself"},
 		{"daemon", func(b *bench) { b.stopped() }, OK, "the first call of containerd starts it"},

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/thinsnap/thinsnap/devmapper"
+	"github.com/thinsnap/thinsnap/devmapper/pool"
 	"github.com/thinsnap/thinsnap/devmapper/program"
 	"github.com/thinsnap/thinsnap/internal/kernel"
 )
@@ -32,6 +33,8 @@ type host struct {
 	// statfs reads the file system of a path on this machine.
 	statfs      func(path string, st *unix.Statfs_t) error
 	containerds func(ctx context.Context) ([]containerdState, error)
+	// groupDisks is pool.GroupDisks.
+	groupDisks func(ctx context.Context, name string) (disks []string, missing bool, err error)
 }
 
 // thisHost returns the machine that this program runs on.
@@ -39,7 +42,7 @@ func thisHost() host {
 	release, _ := kernel.Release() // the kernel's check reports an unknown release
 	return host{
 		root: "/", uid: os.Geteuid(), release: release, targets: targets, isBlock: blockNumber, statfs: unix.Statfs,
-		containerds: findContainerds,
+		containerds: findContainerds, groupDisks: pool.GroupDisks,
 		run: func(ctx context.Context, args ...string) (string, error) {
 			command := program.Command{Args: args, Env: []string{"LVM_SUPPRESS_FD_WARNINGS=1"}}
 			if !devmapper.UdevRuns() {

@@ -42,12 +42,13 @@ func lookAtLVM(ctx context.Context, m *machine) finding {
 		return problem(profileDir+" is on a read-only file system: thinsnap writes LVM's profile of its pool there",
 			"mount -o remount,rw "+quote(mountOf(nearest(profileDir))))
 	}
-	for _, disk := range m.poolDisks() {
+	disks := m.poolDisks(ctx)
+	for _, disk := range disks {
 		if f, refused := m.refusedDisk(ctx, disk); refused {
 			return f
 		}
 	}
-	return ok("%s; it accepts %s", version, strings.Join(m.poolDisks(), ", "))
+	return ok("%s; it accepts %s", version, strings.Join(disks, ", "))
 }
 
 // nearestIn is nearest on the given host.

@@ -160,17 +160,17 @@ func lookAtSocketUnit(_ context.Context, m *machine) finding {
 const dropInDir = "/etc/systemd/system/thinsnap.service.d"
 
 // lookAtUnitDevices checks that the unit allows the pool's disks: LVM runs in the unit.
-func lookAtUnitDevices(_ context.Context, m *machine) finding {
+func lookAtUnitDevices(ctx context.Context, m *machine) finding {
 	c := m.config()
 	u, err := m.unit()
 	if err != nil || !u.exists() {
 		return skipped("there is no unit")
 	}
-	disks := m.poolDisks()
 	if c.Pool.Mode == config.ModeLoop || c.Pool.Mode == config.ModeExisting && !isLVM(c) {
 		return skipped("mode %q needs no disk in the unit", c.Pool.Mode)
 	}
 	var barred, remedy []string
+	disks := m.poolDisks(ctx)
 	for _, disk := range disks {
 		number, isBlock := m.host.isBlock(disk)
 		if !isBlock || m.host.allows(u, number) { // a missing disk is another check's

@@ -59,7 +59,11 @@ func (directLVM) Same(rec metadata.PoolRecord, c config.Config) error {
 
 // Plan implements Mode.
 func (directLVM) Plan(ctx context.Context, rec metadata.PoolRecord, c config.Config) ([]string, error) {
-	steps, err := configuredLVM(rec, c).Plan(ctx, c.Pool.DirectLVM.Force)
+	spec := configuredLVM(rec, c)
+	if rec.Complete {
+		return nil, asPrecondition(spec.Find(ctx))
+	}
+	steps, err := spec.Plan(ctx, c.Pool.DirectLVM.Force)
 	if err != nil {
 		return nil, asPrecondition(err)
 	}
