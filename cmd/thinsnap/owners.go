@@ -109,7 +109,11 @@ func ownerRows(o *admin.Owner) []row {
 		rows = append(rows, row{"Container", printable(strings.TrimSpace(c.Name + " " + c.ID))},
 			row{"Image", printable(c.Image)})
 		if c.Pod != "" {
-			rows = append(rows, row{"Pod", printable(c.PodNamespace + "/" + c.Pod)})
+			pod := printable(c.PodNamespace + "/" + c.Pod)
+			if c.Sandbox {
+				pod += " (its sandbox)"
+			}
+			rows = append(rows, row{"Pod", pod})
 		}
 	}
 	return rows

@@ -19,8 +19,8 @@ const resolveHelp = "KEY is the key of a snapshot or a unique part of it, the na
 	"(its last layer), or the mapped device of a volume."
 
 // resolve returns the key of the snapshot that a name means. It tries the key, the mapped device
-// (by name or path), and the container (by name, id or pod). Then it tries the image, whose last
-// layer it returns, and a part of the key, also as `ls` shortens it. It fails with
+// (by name or path), and the container: by name or id, by pod, by the start of its id. Then it tries
+// the image, whose last layer it returns, and a part of the key, also as `ls` shortens it. It fails with
 // errdefs.ErrNotFound if nothing matches, and with errdefs.ErrInvalidArgument if several snapshots
 // match.
 func resolve(ctx context.Context, client *admin.Client, name string) (string, error) {
@@ -40,7 +40,17 @@ func resolve(ctx context.Context, client *admin.Client, name string) (string, er
 			if err == nil {
 				owners = answer.Owners
 			}
-			return ofContainer(owners, name)
+			return ofContainer(owners, func(c admin.Container) bool { return c.ID == name || c.Name == name })
+		},
+		func() []string {
+			return ofContainer(owners, func(c admin.Container) bool {
+				return !c.Sandbox && c.Pod != "" && (c.Pod == name || c.PodNamespace+"/"+c.Pod == name)
+			})
+		},
+		func() []string {
+			return ofContainer(owners, func(c admin.Container) bool {
+				return len(name) >= minID && strings.HasPrefix(c.ID, name)
+			})
 		},
 		func() []string { return ofImage(snapshots, owners, name) },
 		func() []string { return withKey(snapshots, partOf(name)) },
@@ -50,17 +60,22 @@ func resolve(ctx context.Context, client *admin.Client, name string) (string, er
 			return found[0], nil
 		case len(found) > 1:
 			return "", errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("%s could be %s: give one of these keys",
-				printable(name), candidates(found)))
+				printable(name), candidates(found, owners)))
 		}
 	}
 	return "", fmt.Errorf("no snapshot, container or image is called %s; `thinsnap ls` lists the snapshots: %w",
 		printable(name), errdefs.ErrNotFound)
 }
 
-func candidates(keys []string) string {
+// candidates lists snapshots, with their owners if these are known.
+func candidates(keys []string, owners []admin.Owner) string {
 	var texts []string
 	for _, key := range keys[:min(len(keys), maxCandidates)] {
-		texts = append(texts, printable(key))
+		text := printable(key)
+		if i := slices.IndexFunc(owners, func(o admin.Owner) bool { return o.Key == key }); i >= 0 {
+			text += " (" + ownerText(&owners[i]) + ")"
+		}
+		texts = append(texts, text)
 	}
 	if more := len(keys) - len(texts); more > 0 {
 		texts = append(texts, fmt.Sprintf("%d more", more))
@@ -95,12 +110,10 @@ func withDevice(snapshots []admin.Snapshot, name string) (keys []string) {
 // minID is the minimum length of a part of a container's id.
 const minID = 4
 
-// ofContainer finds the root file systems of a container, or of a pod's containers.
-func ofContainer(owners []admin.Owner, name string) (keys []string) {
+// ofContainer finds the root file systems of containers.
+func ofContainer(owners []admin.Owner, fits func(admin.Container) bool) (keys []string) {
 	for _, o := range owners {
-		c := o.Container
-		if c != nil && (c.Name == name || c.Pod != "" && (c.Pod == name || c.PodNamespace+"/"+c.Pod == name) ||
-			c.ID == name || len(name) >= minID && strings.HasPrefix(c.ID, name)) {
+		if o.Container != nil && fits(*o.Container) {
 			keys = append(keys, o.Key)
 		}
 	}
