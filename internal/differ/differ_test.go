@@ -53,7 +53,7 @@ func (f fakeSnapshots) RequireNoWritesLost(_ context.Context, key string) error 
 func mounts(typ, source string) []mount.Mount { return []mount.Mount{{Type: typ, Source: source}} }
 
 // TestNextDifferIsAsked: unsupported and failed comparisons are left to containerd's next differ;
-// errors of FindMounted are not.
+// errors of the store are not.
 func TestNextDifferIsAsked(t *testing.T) {
 	frozen := 0
 	sn := fakeSnapshots{freeze: func(context.Context, string) error {

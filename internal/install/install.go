@@ -82,7 +82,7 @@ func (f Files) list(cfg config.Config) []journal.File {
 		{Path: filepath.Join(unitDir, socket), After: f.Socket},
 	}
 	if cfg.Pool.Mode == config.ModeDirectLVM {
-		text := "# Without this drop-in, the unit may not use the pool's disk.\n" + disk.DropInText(cfg.Pool.DirectLVM.Device)
+		text := "# Without this drop-in, the unit cannot use the pool's disk.\n" + disk.DropInText(cfg.Pool.DirectLVM.Device)
 		all = append(all, journal.File{Path: filepath.Join(unitDir, service+".d", "disk.conf"), After: []byte(text)})
 	}
 	return all
@@ -247,8 +247,8 @@ func (m *Machine) configure(ctx context.Context, r *record, kind setup.Kind, com
 	return m.writeRecord(*r)
 }
 
-// requestRestart fails with errdefs.ErrFailedPrecondition. Before that, it records containerd's
-// present process, which may be newer than configure's, and may have read the former configuration.
+// requestRestart fails with errdefs.ErrFailedPrecondition. Before that, it finds containerd again,
+// and records its process: one that started meanwhile may have read the former configuration.
 func (m *Machine) requestRestart(r *record, kind setup.Kind, find func(setup.Kind) (Containerd, error)) error {
 	c, err := find(kind)
 	if err != nil {

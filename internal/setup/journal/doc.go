@@ -10,7 +10,7 @@ import (
 
 // A File is a file to change. Its directory is created if it is missing.
 type File struct {
-	// Path is absolute. A symbolic link is followed.
+	// Path may be relative. A symbolic link is followed.
 	Path string
 	// Before is the file's present content, nil if there is no file.
 	Before []byte

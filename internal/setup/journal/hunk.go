@@ -71,8 +71,8 @@ func inEffect(hunks []Hunk, text []byte) []Hunk {
 
 var inQuotes = regexp.MustCompile(`"([^"]+)"`)
 
-// isGone reports whether a text has none of the strings that the change added. Strings are compared
-// without quotes, because other programs use other quotes.
+// isGone reports whether the change added strings in quotes, and a text has none of them. They are
+// compared without quotes, because other programs use other quotes.
 func (h Hunk) isGone(text []byte) bool {
 	old := strings.Join(h.Old, "")
 	added := 0

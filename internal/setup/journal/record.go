@@ -69,8 +69,8 @@ func Open(path string) (*Record, error) {
 	return r, nil
 }
 
-// Claim records the files of another record as created here, by their paths and the SHA-256 of all
-// written contents, and saves the record.
+// Claim records files as created here, and saves the record. written has the SHA-256 of all contents
+// written to each path.
 func (r *Record) Claim(written map[string][]string) error {
 	for path, sums := range written {
 		if r.find(path) < 0 {

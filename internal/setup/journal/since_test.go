@@ -114,7 +114,7 @@ func TestMode(t *testing.T) {
 	}
 }
 
-// TestJSON: undo of an object's only member leaves no comma after a member added since.
+// TestJSON: undo keeps an edited file if its result would be invalid JSON.
 func TestJSON(t *testing.T) {
 	s := newStand(t)
 	for before, edited := range map[string]string{"{\n}\n": "{\n  \"b\": 1,\n  \"a\": 1\n}\n", "": ""} {
