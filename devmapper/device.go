@@ -37,8 +37,8 @@ type Device struct {
 // no slash in names.
 const uuidPrefix = "uuid/"
 
-// ByUUID returns a name for the device with the given uuid. All calls about an existing device
-// accept it. A device's own name can change, and then belong to another device.
+// ByUUID returns a name for the device with the given uuid. For an existing device, all methods but
+// [Control.Deactivate] accept it. A device's own name can change, and then belong to another.
 func ByUUID(uuid string) string { return uuidPrefix + uuid }
 
 // Number returns the device number as "MAJOR:MINOR", as the tables of other
@@ -150,7 +150,7 @@ func (c *Control) Remove(name string, o RemoveOptions) (deferred bool, err error
 
 // Message sends a message to the target that maps a sector of a device (0 for devices with one
 // target). It returns the answer, which is "" for most messages. It returns EMSGSIZE if the answer
-// has more than 700 bytes, because a message is never sent twice.
+// exceeds some 700 bytes, because a message is never sent twice.
 func (c *Control) Message(name string, sector uint64, msg string) (string, error) {
 	if hasNUL(msg) {
 		return "", newError(opMessage, name, unix.EINVAL)

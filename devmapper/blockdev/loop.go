@@ -29,8 +29,8 @@ type LoopOptions struct {
 	DirectIO bool
 	ReadOnly bool
 	// BlockSize is the device's logical block size in bytes: a power of two, 512 up to the page
-	// size; 0 means 512. It is always set, because since Linux 6.15 the kernel's default depends on
-	// the file's disk.
+	// size; 0 means 512, not the kernel's default, which depends on the file's disk since Linux
+	// 6.15.
 	BlockSize uint32
 }
 

@@ -30,8 +30,8 @@ type Extent struct {
 // error. It leaves out the block of attributes ([Record.AttributeBlock]). It returns
 // errors.ErrUnsupported for an inode that maps its blocks without extents.
 //
-// It returns [ErrDamaged] when all calls together have read more tree blocks than the file system
-// has: inodes then share trees.
+// It returns [ErrDamaged] when all calls together have read more tree nodes than the file system
+// has blocks: inodes then share trees.
 func (f *FileSystem) Extents(r Record, yield func(Extent) error) error {
 	tree, err := f.tree(r)
 	if tree == nil || err != nil {

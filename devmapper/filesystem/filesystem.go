@@ -19,8 +19,8 @@ const OnError = "errors=remount-ro"
 
 // NoLazyInit is the option with which clients mount an ext4 for writing. Without it, the kernel
 // would write the inode tables of a grown file system (ext4lazyinit), 64 GiB per TiB; unmapped
-// blocks of a thin device already read as zeroes. Grow mounts without the option: the kernel would
-// write the tables while it resizes (setup_new_flex_group_blocks in fs/ext4/resize.c).
+// blocks of a thin device already read as zeroes. Grow does not use the option: with it, the kernel
+// writes the tables while it resizes (setup_new_flex_group_blocks in fs/ext4/resize.c).
 const NoLazyInit = "noinit_itable"
 
 // The supported file systems, as in mount(2).

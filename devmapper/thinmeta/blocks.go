@@ -11,8 +11,8 @@ import (
 // reads each node of the mapping trees once, even if volumes share it, and keeps a bit for each
 // block in memory.
 func (m *Metadata) MappedBlocks(ctx context.Context) (uint64, error) {
-	nodes, data := make(bitmap), make(bitmap)
-	for root, err := range m.volumes().entries(ctx, 0, math.MaxUint64) {
+	nodes, data := make(numberSet), make(numberSet)
+	for root, err := range m.mappingTrees().entries(ctx, 0, math.MaxUint64) {
 		if err != nil {
 			return 0, fmt.Errorf("read the mapping trees in the metadata: %w", err)
 		}
@@ -27,25 +27,25 @@ func (m *Metadata) MappedBlocks(ctx context.Context) (uint64, error) {
 	return data.count(), nil
 }
 
-// bitmap is a set of block numbers in pages, by their high bits, so large numbers from damaged
+// numberSet is a set of block numbers in pages, by their high bits, so large numbers from damaged
 // metadata take no more memory.
-type bitmap map[uint64]*bitmapPage
+type numberSet map[uint64]*numberPage
 
-const bitmapPageBits = 1 << 15
+const pageBits = 1 << 15
 
-type bitmapPage struct {
-	words [bitmapPageBits / 64]uint64
+type numberPage struct {
+	words [pageBits / 64]uint64
 	count uint64
 }
 
 // set adds a number, and reports whether the set had it already.
-func (b bitmap) set(n uint64) bool {
-	p := b[n/bitmapPageBits]
+func (s numberSet) set(n uint64) bool {
+	p := s[n/pageBits]
 	if p == nil {
-		p = new(bitmapPage)
-		b[n/bitmapPageBits] = p
+		p = new(numberPage)
+		s[n/pageBits] = p
 	}
-	word, bit := &p.words[n%bitmapPageBits/64], uint64(1)<<(n%64)
+	word, bit := &p.words[n%pageBits/64], uint64(1)<<(n%64)
 	if *word&bit != 0 {
 		return true
 	}
@@ -54,8 +54,8 @@ func (b bitmap) set(n uint64) bool {
 	return false
 }
 
-func (b bitmap) count() (n uint64) {
-	for _, p := range b {
+func (s numberSet) count() (n uint64) {
+	for _, p := range s {
 		n += p.count
 	}
 	return n

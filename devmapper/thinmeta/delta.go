@@ -46,8 +46,8 @@ type Run struct {
 // content. An error ends the sequence.
 //
 // It does not read shared parts of the trees. So its time grows with the changes since one volume
-// was a snapshot of the other, or both of a third. Even on damaged metadata it reads each block at
-// most once for each tree, except those on the path to the first leaf, which it reads twice.
+// was created as a snapshot of the other, or both of a third. Even on damaged metadata it reads each
+// block at most once for each tree, except those on the path to the first leaf: twice.
 func Delta(ctx context.Context, left, right Tree) iter.Seq2[Run, error] {
 	return func(yield func(Run, error) bool) {
 		d := newDelta(ctx, left, right, 0)
@@ -305,7 +305,7 @@ func (c *cursor) next() {
 			if at.leaf {
 				c.item.high = c.item.low
 			}
-			c.item.value = binary.LittleEndian.Uint64(at.value(i)) // for a node this is its child
+			c.item.value = binary.LittleEndian.Uint64(at.value(i)) // in an internal node, a child
 			if c.item.high >= c.first {
 				c.depth++
 				return

@@ -58,7 +58,7 @@ func (m *Metadata) Whole(ctx context.Context, first, last uint32) (map[uint32]bo
 		}
 		hasTree[uint32(e.key)] = false
 	}
-	for e, err := range m.volumes().entries(ctx, uint64(first), uint64(last)) {
+	for e, err := range m.mappingTrees().entries(ctx, uint64(first), uint64(last)) {
 		if err != nil {
 			return nil, fmt.Errorf("read the mapping trees in the metadata: %w", err)
 		}
@@ -78,7 +78,7 @@ func (m *Metadata) Twins(ctx context.Context, id uint32) ([]uint32, error) {
 		return nil, fmt.Errorf("volume %d: %w", id, err)
 	}
 	var twins []uint32
-	for e, err := range m.volumes().entries(ctx, 0, math.MaxUint32) {
+	for e, err := range m.mappingTrees().entries(ctx, 0, math.MaxUint32) {
 		if err != nil {
 			return nil, fmt.Errorf("read the mapping trees in the metadata: %w", err)
 		}
@@ -94,7 +94,7 @@ func (m *Metadata) device(ctx context.Context, id uint32) (Device, tree, error) 
 	if err != nil {
 		return Device{}, tree{}, err
 	}
-	root, err := m.volumes().get(ctx, uint64(id))
+	root, err := m.mappingTrees().get(ctx, uint64(id))
 	if err != nil {
 		return Device{}, tree{}, err
 	}
@@ -133,14 +133,14 @@ type Volume struct {
 }
 
 // Near returns the volumes that are recorded in the same blocks as a volume: about a hundred with
-// ids close to its own. This takes no more reads than the volume alone. The result lacks the volume
-// if it does not exist.
+// ids close to its own. It reads the same blocks as for the volume alone. The result lacks the
+// volume if it does not exist.
 func (m *Metadata) Near(ctx context.Context, id uint32) (map[uint32]Volume, error) {
 	details, err := m.details().leaf(ctx, uint64(id))
 	if err != nil {
 		return nil, fmt.Errorf("read the volumes in the metadata: %w", err)
 	}
-	roots, err := m.volumes().leaf(ctx, uint64(id))
+	roots, err := m.mappingTrees().leaf(ctx, uint64(id))
 	if err != nil {
 		return nil, fmt.Errorf("read the mapping trees in the metadata: %w", err)
 	}

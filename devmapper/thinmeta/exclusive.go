@@ -19,9 +19,9 @@ var ErrNoCounts = errors.New("the pool has a metadata snapshot")
 // to either. It returns [ErrNoDevice] if there is no such volume, and ErrNoCounts while the pool
 // has a metadata snapshot.
 //
-// It stops after reading the given number of blocks, but always makes progress. It returns the
-// volume's block to continue from, or more as false at the end. It does not read shared parts of
-// the tree.
+// It stops after reading the given number of metadata blocks, but always makes progress. It returns
+// the volume's block to continue from, or more as false at the end. It skips shared parts of the
+// tree.
 func (m *Metadata) Exclusive(
 	ctx context.Context, id uint32, besides []uint32, first uint64, blocks int,
 ) (count, next uint64, more bool, err error) {
@@ -46,7 +46,7 @@ func (m *Metadata) exclusive(
 	}
 	rootReferences := uint32(1)
 	for _, other := range besides {
-		e, err := m.volumes().get(ctx, uint64(other))
+		e, err := m.mappingTrees().get(ctx, uint64(other))
 		if err != nil {
 			return 0, 0, false, err
 		}

@@ -58,7 +58,7 @@ func (m *Metadata) details() tree {
 	return tree{r: m.r, root: m.superblock.detailsRoot, valueBytes: detailsBytes}
 }
 
-// volumes returns the tree of the roots of the volumes' trees.
-func (m *Metadata) volumes() tree {
+// mappingTrees returns the tree of the roots of the volumes' trees.
+func (m *Metadata) mappingTrees() tree {
 	return tree{r: m.r, root: m.superblock.mappingRoot, valueBytes: pointerBytes}
 }

@@ -110,8 +110,8 @@ func check(ctx context.Context, path string, options ...string) (Report, error) 
 	return r, ctx.Err()
 }
 
-// count compares the number of used blocks with the number that volumes map. It skips metadata with
-// a snapshot, which keeps blocks of deleted volumes.
+// count compares the number of used blocks with the number that volumes map, unless there is a
+// metadata snapshot, which keeps blocks of deleted volumes.
 func (r *Report) count(ctx context.Context, metadata *thinmeta.Metadata) error {
 	mapped, err := metadata.MappedBlocks(ctx)
 	if err != nil {
