@@ -92,8 +92,8 @@ func requireDiffOfAnOpenDisk(t *testing.T, snapshots func(args ...string) string
 	snapshots("rm", "disk")
 }
 
-// requireLayer compares a layer with that of the walking differ of this containerd's version. Older versions give
-// deleted files other times.
+// requireLayer compares a layer with that of the walking differ that this test imports. In older versions of
+// containerd, deleted files have other times.
 func (b *testbed) requireLayer(t *testing.T, want, got string) {
 	t.Helper()
 	require.Equal(t, names(t, want), names(t, got))

@@ -74,8 +74,8 @@ func (e *docker) inContainer(t *testing.T, image, command string) string {
 	return e.run(t, "run", "--rm", "--network", "none", image, "sh", "-c", command)
 }
 
-// requireLayers requires that thinsnap's differ has made this number of layers since its last call, and no other
-// differ has made one.
+// requireLayers requires that thinsnap's differ has made this number of layers since the previous requireLayers, and no
+// other differ has made one.
 func (e *docker) requireLayers(t *testing.T, made uint64) {
 	t.Helper()
 	before, after := e.differ, e.awaitNoCopy(t)

@@ -128,7 +128,7 @@ func TestDoctorOfADaemonThatHangs(t *testing.T) {
 	found.require(t, doctor.OK, "device-mapper", "")
 }
 
-// TestDoctorOfAPoolThatIsNotOpen: doctor reports the daemon's reason.
+// TestDoctorOfAPoolThatIsNotOpen: doctor reports a missing file of the pool.
 func TestDoctorOfAPoolThatIsNotOpen(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.NoLeaks(t)

@@ -63,8 +63,8 @@ func (b *testbed) transferArgs(snapshotter string) []string {
 	return []string{"images", "pull", "--local=false", "--platform", "linux/amd64", "--snapshotter", snapshotter}
 }
 
-// testPullBesideTheDiffer: the transfer service unpacks with one differ, and never with thinsnap's. No form of
-// unpack_config gives it a choice of both, whether thinsnap answers or not.
+// testPullBesideTheDiffer: the transfer service unpacks with the walking differ. No form of unpack_config lets it choose
+// between that and thinsnap's, whether thinsnap answers or not.
 func testPullBesideTheDiffer(t *testing.T, b *testbed) {
 	dmtest.RequireThorough(t)
 	if b.thinsnap == nil || !b.Release.DifferProxies {

@@ -215,8 +215,8 @@ required_plugins = []
 `
 )
 
-// TestSetup: with each release of containerd and each of these configurations, setup adds the proxy plugin and changes
-// nothing else, and undo restores all files.
+// TestSetup: with each release of containerd and each of these configurations, setup makes the wished changes and no
+// others, and undo restores all files.
 func TestSetup(t *testing.T) {
 	type configuration struct {
 		files map[string]string
@@ -315,7 +315,7 @@ func lastUnpack(d setup.Dump) string {
 	return fmt.Sprint(len(list) - 1)
 }
 
-// requireSetUp compares the changed files with those in testdata.
+// requireSetUp compares the lines added to files with testdata.
 func requireSetUp(t *testing.T, s *setupTestbed, release, name string) {
 	t.Helper()
 	var b strings.Builder

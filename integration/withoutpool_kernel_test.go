@@ -18,8 +18,8 @@ import (
 )
 
 // TestDaemonWithoutItsPool: a daemon that cannot open its pool answers with the reason, and opens the pool once that is
-// possible. Meanwhile it does not block other snapshotters, although its differ is the first, and leaves its root to
-// commands for a stopped daemon.
+// possible. Meanwhile it does not block other snapshotters, although its differ is the first, nor check, because
+// it does not lock its root.
 func TestDaemonWithoutItsPool(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.NoLeaks(t)

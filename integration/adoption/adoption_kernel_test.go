@@ -1,5 +1,5 @@
 // Package adoption takes a node from containerd's built-in devmapper snapshotter to thinsnap, with a real containerd on
-// both sides. The built-in itself makes the content of its pool, and the damage in it.
+// both sides. The built-in makes the content of its pool. Kills of containerd, and edits, damage it.
 package adoption
 
 import (

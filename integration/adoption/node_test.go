@@ -162,7 +162,7 @@ type client struct {
 	ns   string
 }
 
-// call calls containerd over a new connection: an old one would wait for a restarted daemon.
+// call calls containerd over a new connection: an old one reconnects late to a restarted daemon.
 func (n *node) call(t *testing.T, ns, snapshotter string, f func(c client) error) error {
 	t.Helper()
 	conn, err := n.Dial()

@@ -22,7 +22,7 @@ const (
 	metadataBytes = 64 << 20
 )
 
-// pool is a thin pool that a user has made for the built-in. Its name is pool_name.
+// pool is a thin pool that a user has made for the built-in, which has its name as pool_name.
 type pool struct {
 	*thin.Pool
 	control *devmapper.Control

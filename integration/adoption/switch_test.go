@@ -141,7 +141,7 @@ func (n *node) startAdopted(t *testing.T) {
 	n.start(t)
 }
 
-// removeLeftovers removes the leftovers of the built-in's volumes in thinsnap, and returns their number.
+// removeLeftovers removes the built-in's volumes that thinsnap keeps as leftovers.
 func (n *node) removeLeftovers(t *testing.T) int {
 	t.Helper()
 	kept, err := n.thinsnap.Admin().Leftovers(t.Context())

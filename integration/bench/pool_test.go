@@ -25,8 +25,8 @@ type pool struct {
 // commitTime is enough for the kernel to commit a pool's metadata, which it does every second.
 const commitTime = 1500 * time.Millisecond
 
-// space returns the used space of the pool, and the space of its data file on its file system, in MiB; 0 for a pool by
-// LVM.
+// space returns the used space of the pool, and that of its data file on its file system, in MiB; file is 0 for a pool
+// by LVM.
 func (p *pool) space() (used, file float64, err error) {
 	status, err := p.Status(false)
 	if err != nil {

@@ -93,7 +93,7 @@ type removal struct {
 	key string
 }
 
-// quiet shows a test's log only on a failure; a benchmark's log is always printed.
+// quiet shows the log only on a failure; package testing always prints a benchmark's.
 type quiet struct{ testing.TB }
 
 func (q quiet) Logf(format string, args ...any) {

@@ -10,11 +10,11 @@ import (
 	"github.com/thinsnap/thinsnap/integration/trace"
 )
 
-// Numbers of operations that are measured together, and traced together, for quick and for slow snapshotters.
+// slowUsageTimes and slowCallTimes are for slow snapshotters.
 const (
 	usageRounds                = 3
-	usageTimes, slowUsageTimes = 50, 5
-	callTimes, slowCallTimes   = 10, 2
+	usageTimes, slowUsageTimes = 50, 5 // operations measured together
+	callTimes, slowCallTimes   = 10, 2 // operations traced together
 	idleTimes                  = 5
 	idleTime                   = 3 * time.Second
 )

@@ -23,7 +23,7 @@ import (
 // program is from Debian's package chromium-headless-shell.
 const program = "/usr/bin/chromium-headless-shell"
 
-// limit bounds the start of Chromium, each call and each wait for a page, which are slow in an emulated guest.
+// limit bounds the start of Chromium, each call and each wait for a page, which are slow on a busy machine.
 const limit = 2 * time.Minute
 
 // Require skips a test on a machine without Chromium. Under make, which installs Chromium, the test fails instead.

@@ -12,8 +12,8 @@ import (
 )
 
 // TestCosts counts, with strace, the costs of each operation when nothing was made ahead and the pool does not grow. No
-// operation executes a program. bbolt commits one transaction, which has two fdatasyncs; Commit also fsyncs the device,
-// and stamps the pool.
+// operation executes a program. A transaction of bbolt has two fdatasyncs; Commit also fsyncs the device, and stamps
+// the pool.
 //
 // The daemon is idle before each operation, and the watch for events, at most once a second, does not count.
 // [trace.Cost] says which system calls count; a transaction has up to eight.

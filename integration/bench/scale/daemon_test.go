@@ -29,7 +29,7 @@ import (
 // startLimit bounds the time to a daemon's first answer, generously.
 const startLimit = time.Minute
 
-// daemon is a child process with a client of containerd on its socket.
+// daemon is a child process with containerd's snapshotter client on its socket.
 type daemon struct {
 	snapshots.Snapshotter
 	root    string
