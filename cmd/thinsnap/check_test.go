@@ -17,7 +17,7 @@ import (
 func TestCheckOfRunningDaemon(t *testing.T) {
 	address := fakeDaemon(t)
 	got := try(t, false, backend{}, "check", "--admin-address", address)
-	require.Equal(t, result{exitFailure, `problem: loop device /dev/loop7: uses the pool's file /var/lib/thinsnap/pool/data although the pool has its own loop device
+	require.Equal(t, result{exitFailure, `problem: loop device /dev/loop7: uses the pool's file /var/lib/thinsnap/pool/data, but is not one of the pool's loop devices
     --repair would detach it
 problem: snapshot "` + layerKey + `": its volume 1 is not in the pool
 pending: removed snapshot "default/9/old": its volume waits for deletion
@@ -28,7 +28,7 @@ pending: removed snapshot "default/9/old": its volume waits for deletion
 	require.Equal(t, exitFailure, got.code)
 	require.Contains(t, got.out, "    repair: detach it\n", "the plan comes first")
 	require.Contains(t, got.out, `
-repaired: loop device /dev/loop7: uses the pool's file /var/lib/thinsnap/pool/data although the pool has its own loop device
+repaired: loop device /dev/loop7: uses the pool's file /var/lib/thinsnap/pool/data, but is not one of the pool's loop devices
 not repaired: snapshot "`+layerKey+`": its volume 1 is not in the pool
 `)
 

@@ -71,7 +71,7 @@ func (l *limitedListener) Accept() (net.Conn, error) {
 func (l *limitedListener) admit(conn *limitedConn) bool {
 	process, err := clients.Peer(conn)
 	if err != nil {
-		return false // the process has ended
+		return false // the peer is unknown
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()

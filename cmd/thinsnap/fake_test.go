@@ -116,7 +116,7 @@ func (fakeReports) Diff(_ context.Context, key string) (admin.Difference, error)
 func (fakeReports) Check(_ context.Context, repair bool) (check.Report, error) {
 	loop := check.Finding{
 		Kind: check.KindLoop, Subject: "loop device /dev/loop7", Path: "/dev/loop7",
-		Text: "uses the pool's file /var/lib/thinsnap/pool/data although the pool has its own loop device", Repair: "detach it",
+		Text: "uses the pool's file /var/lib/thinsnap/pool/data, but is not one of the pool's loop devices", Repair: "detach it",
 	}
 	lost := check.Finding{
 		Kind: check.KindMissing, Subject: `snapshot "` + layerKey + `"`, DeviceID: 1, Text: "its volume 1 is not in the pool",

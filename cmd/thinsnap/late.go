@@ -36,7 +36,7 @@ func late[T any](ctx context.Context, s lateSnapshotter, do func(snapshots.Snaps
 	return do(sv.clients[s.client].snapshotter)
 }
 
-// lateError is late for calls that return only an error.
+// lateError is like late, for calls that return only an error.
 func lateError(ctx context.Context, s lateSnapshotter, do func(snapshots.Snapshotter) error) error {
 	_, err := late(ctx, s, func(sn snapshots.Snapshotter) (struct{}, error) { return struct{}{}, do(sn) })
 	return err

@@ -88,7 +88,7 @@ func (o *opening) try(ctx context.Context, report func(err error)) (done bool) {
 	return err == nil
 }
 
-// openSafely is open, but returns a panic as an error: without the daemon, containerd could not
+// openSafely calls open, and returns a panic as an error: without the daemon, containerd could not
 // unpack for other snapshotters.
 func (o *opening) openSafely(ctx context.Context) (sv *service, err error) {
 	defer func() {
@@ -131,7 +131,7 @@ func (o *opening) get() (*service, error) {
 	return last.service, nil
 }
 
-// await is get after the first attempt, or after firstWait.
+// await calls get after the first attempt, or after firstWait.
 func (o *opening) await(ctx context.Context) (*service, error) {
 	if o.last.Load() == nil {
 		limit := time.NewTimer(time.Until(o.begun.Add(firstWait)))

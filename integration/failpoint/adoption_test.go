@@ -137,7 +137,7 @@ func (s *builtin) run(args ...string) {
 	require.NoError(s, err)
 }
 
-// passed is run, and returns the failpoints in the order of their passes, with repetitions.
+// passed runs thinsnap, and returns the failpoints in the order of their passes, with repetitions.
 func (s *builtin) passed(args ...string) (names []string) {
 	s.Helper()
 	out, err := s.try([]string{variable(tell, adoptFailpoints(s)...)}, args...)
@@ -150,7 +150,7 @@ func (s *builtin) passed(args ...string) (names []string) {
 	return names
 }
 
-// kill is run with a failpoint that kills the program, at its first or second pass.
+// kill runs thinsnap with a failpoint that kills it, at its first or second pass.
 func (s *builtin) kill(failpoint string, second bool, args ...string) {
 	s.Helper()
 	action := crash

@@ -33,7 +33,7 @@ func (s *stand) unexpected(report check.Report) []check.Finding {
 	return slices.DeleteFunc(report.Findings, func(f check.Finding) bool { return slices.Contains(s.finds, f.Kind) })
 }
 
-// check is checkStopped for the running daemon.
+// check is like checkStopped, for the running daemon.
 func (r *trial) check() check.Report {
 	r.Helper()
 	report, err := r.Admin().Check(r.Context(), false)
@@ -45,7 +45,7 @@ func (r *trial) check() check.Report {
 // pendingTime bounds the time in which a daemon makes its spares, which are pending until then.
 const pendingTime = 10 * time.Second
 
-// checkTidy is check for a daemon that soon has no pending work.
+// checkTidy is like check; the daemon soon has no pending work.
 func (r *trial) checkTidy() check.Report {
 	r.Helper()
 	for deadline := time.Now().Add(pendingTime); ; time.Sleep(100 * time.Millisecond) {

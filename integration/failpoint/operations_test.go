@@ -30,9 +30,9 @@ type operation struct {
 	holds func(*trial)
 	// starts: do starts the daemon, and setup has stopped it.
 	starts bool
-	// only lists the failpoints to crash at, where others would show nothing new; nil for all.
+	// only: the failpoints to crash at, where others would show nothing new; nil for all.
 	only []string
-	// finds lists the expected kinds of a check's findings.
+	// finds: the expected kinds of a check's findings.
 	finds []check.Kind
 	// disk is the size of a disk for the root, in bytes; 0 for the temporary directory.
 	disk int64
@@ -45,14 +45,14 @@ func active(r *trial) {
 	r.write(r.key("a"))
 }
 
-// mounted is active for a snapshot that stays mounted.
+// mounted is like active; the snapshot stays mounted.
 func mounted(r *trial) {
 	r.Helper()
 	active(r)
 	r.mount(r.key("a"))
 }
 
-// shared is active for a snapshot that the daemon has mounted.
+// shared is like active; the daemon has mounted the snapshot.
 func shared(r *trial) {
 	r.Helper()
 	mounted(r)

@@ -88,7 +88,7 @@ func (r *trial) call(f func(ctx context.Context) error) error {
 	return f(ctx)
 }
 
-// must is call, and fails the test on an error.
+// must is like call, and fails the test on an error.
 func (r *trial) must(f func(ctx context.Context) error) {
 	r.Helper()
 	require.NoError(r, r.call(f))

@@ -82,7 +82,7 @@ func Compare(ctx context.Context, in Input) (Report, error) {
 	for _, l := range in.Loops {
 		c.find(Finding{
 			Kind: KindLoop, Subject: "loop device " + l.Path, Path: l.Path, Loop: l,
-			Text:   fmt.Sprintf("uses the pool's file %s although the pool has its own loop device", l.BackingFile),
+			Text:   fmt.Sprintf("uses the pool's file %s, but is not one of the pool's loop devices", l.BackingFile),
 			Repair: "detach it",
 		})
 	}

@@ -159,8 +159,8 @@ func TestFindings(t *testing.T) {
 		"metadata nearly full": {func(in *check.Input, c contents) {
 			c[3][2].Data, in.DataUsed = 777, new(uint64)
 		}, check.KindPool, "extend its metadata, and run the check again", 0, false},
-		"store of later": {func(in *check.Input, _ contents) { in.Records.Pool.TransactionID = 9 }, check.KindPool, "transaction id is 3", 0, false},
-		"store of earlier": {func(in *check.Input, _ contents) {
+		"newer store": {func(in *check.Input, _ contents) { in.Records.Pool.TransactionID = 9 }, check.KindPool, "transaction id is 3", 0, false},
+		"older store": {func(in *check.Input, _ contents) {
 			in.Records.Pool.TransactionID, in.TransactionAfter = 1, 2
 		}, check.KindPool, "transaction id is 3, but the store has 2", 0, false},
 		"read-only pool":     {func(in *check.Input, _ contents) { in.Status.Mode = thin.ModeReadOnly }, check.KindPool, "read-only", 0, false},
@@ -170,8 +170,8 @@ func TestFindings(t *testing.T) {
 		"over-promised pool": {func(in *check.Input, _ contents) {
 			in.Status.Data.Holes, in.Status.Data.DiskFree = 5<<30, 1<<30
 		}, check.KindSpace, "4294967296 bytes", 0, false},
-		"lost blocks":           {func(in *check.Input, _ contents) { in.DataUsed = new(uint64(6)) }, check.KindBlocks, "131072 bytes of data count as used", 0, false},
-		"blocks taken for free": {func(in *check.Input, _ contents) { in.DataUsed = new(uint64(3)) }, check.KindPool, "65536 bytes of data count as free", 0, false},
+		"lost blocks":                    {func(in *check.Input, _ contents) { in.DataUsed = new(uint64(6)) }, check.KindBlocks, "131072 bytes of data count as used", 0, false},
+		"used blocks that count as free": {func(in *check.Input, _ contents) { in.DataUsed = new(uint64(3)) }, check.KindPool, "65536 bytes of data count as free", 0, false},
 		"store damaged": {func(in *check.Input, _ contents) {
 			in.Records.Problems = []metadata.Problem{{Subject: "file", Text: "torn"}}
 		}, check.KindStore, "torn", 0, false},

@@ -271,7 +271,7 @@ func (c *cursor) has(m thinmeta.Mapping) (bool, error) {
 // the parent's: each snapshot raises the pool's time, so a child's own blocks are newer. If the
 // times were reset (docs/pools.md), the blocks from before the reset have the time 0.
 func (c *comparison) compareVolume(ctx context.Context, id uint32, v *volume, parents []*parent) error {
-	foreign := make([]int, len(parents))
+	mismatches := make([]int, len(parents))
 	cursors := make([]*cursor, len(parents))
 	for i, p := range parents {
 		at, err := c.cursor(ctx, p)
@@ -294,16 +294,16 @@ func (c *comparison) compareVolume(ctx context.Context, id uint32, v *volume, pa
 				return err
 			}
 			if m.Time <= p.last && !has && (m.Time > 0 || !c.timesReset) {
-				foreign[i]++
+				mismatches[i]++
 			}
 		}
 	}
-	if len(parents) > 0 && !slices.Contains(foreign, 0) {
+	if len(parents) > 0 && !slices.Contains(mismatches, 0) {
 		c.find(Finding{
 			Kind: KindParent, Subject: v.subject, DeviceID: id,
 			Text: fmt.Sprintf("its volume %d is not a snapshot of its parent's volume %d: %d of its blocks are too old to be "+
 				"its own, and are not the parent's blocks",
-				id, parents[0].id, slices.Min(foreign)),
+				id, parents[0].id, slices.Min(mismatches)),
 		})
 	}
 	blockBytes := uint64(c.Contents.Superblock().DataBlockSectors) * devmapper.SectorBytes

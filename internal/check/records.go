@@ -86,7 +86,6 @@ type volume struct {
 	parents []uint32
 	// writable: it may be active for writing. views: it has Views. trash: it waits for deletion.
 	writable, views, trash bool
-	since                  metadata.TrashRecord
 }
 
 func (r *Records) volumes() map[uint32]*volume {
@@ -101,7 +100,7 @@ func (r *Records) volumes() map[uint32]*volume {
 	for _, t := range r.Trash {
 		all[t.VolumeID] = &volume{
 			subject: fmt.Sprintf("removed snapshot %q", metadata.ShowKey(t.Key)), bytes: t.Size, trash: true,
-			writable: true, since: t,
+			writable: true,
 		}
 	}
 	for _, s := range r.Snapshots {

@@ -10,8 +10,8 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// The record of told installations does not count, as after an older version has stored the client. Each client keeps
-// its snapshots, whichever of the two calls first.
+// An older version has stored the clients, without the told installations. Each client keeps its snapshots, whichever
+// of the two calls first.
 func TestExchangedAddressesAfterAnOlderVersion(t *testing.T) {
 	one := newBench(t)
 	other := one.of(t, "k3s")

@@ -63,7 +63,7 @@ func (g *guard) View(ctx context.Context, key, parent string, opts ...snapshots.
 	return mounts, explainTaken(err)
 }
 
-// explainTaken adds why a new key exists: containerd gives each key once, unless it has lost its database.
+// explainTaken adds why a key is taken: containerd gives each key once, unless it has lost its database.
 func explainTaken(err error) error {
 	if errdefs.IsAlreadyExists(err) {
 		return fmt.Errorf("%w: an earlier client has made it; try again, and containerd takes the next number", err)

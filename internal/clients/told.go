@@ -36,9 +36,9 @@ func mayKeep(client metadata.ClientRecord) bool {
 	return next < client.Number && !unseen(client)
 }
 
-// mayRelease reports whether a kept snapshot may become the client's, whose database has the whole key. Layers are
-// named by digest, and numbers begin with 1: so another database can have the same key. The client may have another
-// database if it told no installation, or has its snapshots in another key space.
+// mayRelease reports whether the client may take a kept snapshot whose whole key it uses. Layers are named by digest,
+// and numbers begin with 1: so another database can have the same key. The client may have another database if it
+// told no installation, or has its snapshots in another key space.
 func (r *Registry) mayRelease(key string) bool {
 	switch {
 	case unseen(r.client):
