@@ -226,9 +226,9 @@ func TestCommitIsRefusedOnceAWriteHasFailed(t *testing.T) {
 				require.ErrorIs(t, err, errdefs.ErrDataLoss)
 				require.ErrorContains(t, err, "pull or build it again")
 			}
-			require.ErrorIs(t, b.RequireNoWritesLost(t.Context(), "a"), errdefs.ErrDataLoss)
+			require.ErrorIs(t, b.RequireWhole(t.Context(), "a"), errdefs.ErrDataLoss)
 			require.NoError(t, b.Remove(t.Context(), "a"))
-			require.NoError(t, b.RequireNoWritesLost(t.Context(), "a"))
+			require.NoError(t, b.RequireWhole(t.Context(), "a"))
 			b.requireNoLeftovers(t)
 		})
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
 
+	"github.com/thinsnap/thinsnap/devmapper"
 	"github.com/thinsnap/thinsnap/devmapper/filesystem"
 	"github.com/thinsnap/thinsnap/devmapper/pool"
 	"github.com/thinsnap/thinsnap/devmapper/thin"
@@ -213,9 +214,9 @@ func (s *Snapshotter) FindMounted(ctx context.Context, m mount.Mount) (key strin
 	return key, err
 }
 
-// RequireNoWritesLost returns metadata.ErrWritesLost for an active snapshot that may have lost writes. A
-// missing snapshot is no error.
-func (s *Snapshotter) RequireNoWritesLost(ctx context.Context, key string) error {
+// RequireWhole fails with errdefs.ErrDataLoss for an active snapshot that may have lost writes, or whose
+// file system is damaged. A missing snapshot is no error.
+func (s *Snapshotter) RequireWhole(ctx context.Context, key string) error {
 	_, err := runInKernel(ctx, s, func(ctx context.Context) (struct{}, error) {
 		rec, err := s.get(ctx, key)
 		switch {
@@ -224,7 +225,18 @@ func (s *Snapshotter) RequireNoWritesLost(ctx context.Context, key string) error
 		case err != nil || rec.Kind != snapshots.KindActive:
 			return struct{}{}, err
 		}
-		return struct{}{}, s.requireNoWritesLost(ctx, thin.ID(rec.VolumeID))
+		id := thin.ID(rec.VolumeID)
+		if err := s.requireNoWritesLost(ctx, id); err != nil {
+			return struct{}{}, err
+		}
+		vol, err := s.pool.Lookup(ctx, id)
+		if err == nil {
+			err = s.requireUndamaged(ctx, vol)
+		}
+		if errors.Is(err, devmapper.ErrNotFound) || errors.Is(err, errStillMounted) {
+			err = nil
+		}
+		return struct{}{}, err
 	})
 	if err != nil {
 		return fmt.Errorf("snapshot %q: %w", key, s.explain(err))

@@ -210,9 +210,11 @@ func TestKernelCommitOfARepairedDisk(t *testing.T) {
 			require.NoError(t, dev.Close())
 		}
 		requireFault(t, h.Commit(ctx, "layer", "guest"), errdefs.ErrDataLoss, "guest", "pull or build it again")
+		requireFault(t, h.RequireWhole(ctx, "guest"), errdefs.ErrDataLoss, "guest", "pull or build it again")
 		_ = dev.Close()
 	}
 	_ = exec.Command("e2fsck", "-fy", mounts[0].Source).Run() // its exit code reports a repair
+	require.NoError(t, h.RequireWhole(ctx, "guest"))
 	require.NoError(t, h.Commit(ctx, "layer", "guest"))
 }
 

@@ -231,7 +231,7 @@ func TestKernelCommitOfAContainerThatLostData(t *testing.T) {
 	requireFault(t, h.Commit(ctx, "layer", "container"), errdefs.ErrDataLoss, "container", "pull or build it again")
 	require.NoError(t, h.restart(ctx, faultConfig()))
 	requireFault(t, h.Commit(ctx, "layer", "container"), errdefs.ErrDataLoss, "container", "pull or build it again")
-	requireFault(t, h.RequireNoWritesLost(ctx, "container"), errdefs.ErrDataLoss, "container", "pull or build it again")
+	requireFault(t, h.RequireWhole(ctx, "container"), errdefs.ErrDataLoss, "container", "pull or build it again")
 }
 
 // TestUnsafeFilesystemOfAGuest: a mount of it would wait for hours, or open another device.

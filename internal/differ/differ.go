@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	coreDiff "github.com/containerd/containerd/v2/core/diff"
@@ -40,8 +41,9 @@ type Snapshots interface {
 	FindMounted(ctx context.Context, m mount.Mount) (key string, err error)
 	// Freeze returns the content of a snapshot at one moment.
 	Freeze(ctx context.Context, key string) (*snapshotter.Frozen, error)
-	// RequireNoWritesLost returns metadata.ErrWritesLost for a snapshot that may have lost writes.
-	RequireNoWritesLost(ctx context.Context, key string) error
+	// RequireWhole fails with errdefs.ErrDataLoss for a snapshot that may have lost writes, or whose
+	// file system is damaged.
+	RequireWhole(ctx context.Context, key string) error
 }
 
 // Pool reports the blocks in which two volumes differ.
@@ -104,9 +106,8 @@ var errNotOurs = fmt.Errorf("not mounts of thinsnap's snapshots: %w", errdefs.Er
 // Compare writes the changes from lower to upper to containerd's content store, as an OCI layer,
 // and returns its descriptor. If the mounts are not thinsnap's, the media type is not supported, or
 // the comparison fails and leaves no new content, the error is errdefs.ErrNotImplemented:
-// containerd then asks its next differ, which would not see lost writes. So for a snapshot that may
-// have lost writes, the error is metadata.ErrWritesLost. Other errors of FindMounted and
-// RequireNoWritesLost keep their class.
+// containerd then asks its next differ, which would not see lost writes. So an error of
+// RequireWhole is returned instead; that and errors of FindMounted keep their class.
 func (d *Differ) Compare(
 	ctx context.Context, lower, upper []mount.Mount, opts ...coreDiff.Opt,
 ) (ocispec.Descriptor, error) {
@@ -122,7 +123,7 @@ func (d *Differ) Compare(
 	}
 	compress, err := compressionOf(&config)
 	if err != nil {
-		if lost := d.requireNoWritesLost(ctx, lowerKey, upperKey); lost != nil {
+		if lost := d.requireWhole(ctx, lowerKey, upperKey); lost != nil {
 			err = d.fail(lowerKey, upperKey, lost)
 		}
 		return ocispec.Descriptor{}, err
@@ -158,10 +159,10 @@ func (d *Differ) fail(lowerKey, upperKey string, err error) error {
 	return fmt.Errorf("compare %q with %q: %w", metadata.ShowKey(upperKey), metadata.ShowKey(lowerKey), err)
 }
 
-// requireNoWritesLost fails if a snapshot may have lost writes, or if that is unknown.
-func (d *Differ) requireNoWritesLost(ctx context.Context, keys ...string) error {
+// requireWhole fails if a snapshot may have lost writes or is damaged, or if that is unknown.
+func (d *Differ) requireWhole(ctx context.Context, keys ...string) error {
 	for _, key := range keys {
-		if err := d.snapshots.RequireNoWritesLost(ctx, key); err != nil {
+		if err := d.snapshots.RequireWhole(ctx, key); err != nil {
 			return err
 		}
 	}
@@ -172,7 +173,7 @@ func (d *Differ) requireNoWritesLost(ctx context.Context, keys ...string) error 
 // snapshot may have lost writes. It must match no other class: containerd asks its next differ only
 // after ErrNotImplemented, and a gRPC status has the first class that an error matches.
 func (d *Differ) leaveToNext(ctx context.Context, lowerKey, upperKey string, reason error) error {
-	if err := d.requireNoWritesLost(ctx, lowerKey, upperKey); err != nil {
+	if err := d.requireWhole(ctx, lowerKey, upperKey); err != nil {
 		return d.fail(lowerKey, upperKey, err)
 	}
 	d.stats.left.Add(1)
@@ -204,20 +205,31 @@ func compressionOf(config *coreDiff.Config) (compression.Compression, error) {
 	return compression.Unknown, fmt.Errorf("layers of media type %s: %w", config.MediaType, errdefs.ErrNotImplemented)
 }
 
-// find returns the keys of the snapshots with these mounts. An error of the store is not left to
-// containerd's next differ: the marks of lost writes cannot be read either.
+// find returns the keys of the snapshots with these mounts. Mounts that are not all thinsnap's are left
+// to containerd's next differ, but not if one of the snapshots may have lost writes. An error of
+// FindMounted is not errdefs.ErrNotImplemented, because the marks of lost writes cannot be read either.
 func (d *Differ) find(ctx context.Context, lower, upper []mount.Mount) (lowerKey, upperKey string, err error) {
 	// With a target, the compared root would be above the mount.
-	if len(lower) != 1 || len(upper) != 1 || lower[0].Target != "" || upper[0].Target != "" {
-		return "", "", errNotOurs
+	ours := len(lower) == 1 && len(upper) == 1 && lower[0].Target == "" && upper[0].Target == ""
+	var keys []string
+	for _, m := range slices.Concat(lower, upper) {
+		switch key, err := d.snapshots.FindMounted(ctx, m); {
+		case errdefs.IsNotFound(err):
+			ours = false
+		case err != nil:
+			return "", "", err
+		default:
+			keys = append(keys, key)
+		}
 	}
-	if lowerKey, err = d.snapshots.FindMounted(ctx, lower[0]); err == nil {
-		upperKey, err = d.snapshots.FindMounted(ctx, upper[0])
+	if ours {
+		return keys[0], keys[1], nil
 	}
-	if errdefs.IsNotFound(err) {
-		err = errNotOurs
+	if err := d.requireWhole(ctx, keys...); err != nil {
+		d.stats.failed.Add(1)
+		return "", "", err
 	}
-	return lowerKey, upperKey, err
+	return "", "", errNotOurs
 }
 
 // enter waits for a turn, at most for turnWait.

@@ -43,7 +43,7 @@ func (f fakeSnapshots) Freeze(ctx context.Context, key string) (*snapshotter.Fro
 	return nil, f.freeze(ctx, key)
 }
 
-func (f fakeSnapshots) RequireNoWritesLost(_ context.Context, key string) error {
+func (f fakeSnapshots) RequireWhole(_ context.Context, key string) error {
 	if key == "lost" {
 		return f.lost
 	}
@@ -175,6 +175,11 @@ func TestLostWritesAreNotLeftToTheNextDiffer(t *testing.T) {
 	_, err := New(sn, nil, nil, Options{}).Compare(t.Context(), mounts("ours", "a"), mounts("ours", "lost"),
 		coreDiff.WithMediaType("application/x"))
 	require.Equal(t, codes.DataLoss, status.Code(errgrpc.ToGRPC(err)), "%v", err)
+
+	for _, lower := range [][]mount.Mount{nil, mounts("overlay", "overlay"), {{Type: "ours", Source: "a", Target: "below"}}} {
+		_, err = New(sn, nil, nil, Options{}).Compare(t.Context(), lower, mounts("ours", "lost"))
+		require.Equal(t, codes.DataLoss, status.Code(errgrpc.ToGRPC(err)), "%v", err)
+	}
 
 	sn = fakeSnapshots{lost: errdefs.ErrUnavailable, freeze: func(context.Context, string) error { return errdefs.ErrNotFound }}
 	_, err = New(sn, nil, nil, Options{}).Compare(t.Context(), mounts("ours", "lost"), mounts("ours", "a"))
