@@ -17,6 +17,7 @@ import (
 
 	"github.com/thinsnap/thinsnap/devmapper"
 	"github.com/thinsnap/thinsnap/devmapper/pool"
+	"github.com/thinsnap/thinsnap/devmapper/program"
 	"github.com/thinsnap/thinsnap/devmapper/thinmeta"
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
@@ -356,6 +357,57 @@ func TestRemoveFromSeveralDisks(t *testing.T) {
 				command(t, "vgremove", "--yes", "foreign")
 			}
 			command(t, "pvremove", "--yes", other)
+		})
+	}
+}
+
+// TestChangesDuringRemoval: while the pool is removed, someone else uses the group or its disks.
+func TestChangesDuringRemoval(t *testing.T) {
+	skipIfShort(t)
+	_, spec := newLVMSpec(t)
+	other := os.Getenv("THINSNAP_DISK1")
+	vgremove, err := exec.LookPath("vgremove")
+	require.NoError(t, err)
+	for name, test := range map[string]struct {
+		before, after string // commands before and after thinsnap's vgremove
+		require       func()
+	}{
+		"a volume is created": {"lvcreate --yes --size 64M --name mine " + spec.Name, "", func() {
+			require.Equal(t, "mine", strings.TrimSpace(command(t, "lvs", "--noheadings", "--options", "lv_name", spec.Name)))
+			require.Equal(t, 2, strings.Count(command(t, "pvs", "--noheadings", "--select", "vg_name="+spec.Name), "\n"), "the labels stay")
+			command(t, "vgremove", "--yes", spec.Name)
+			command(t, "pvremove", spec.Device, other)
+		}},
+		"an added disk gets another group": {"", "vgcreate --yes foreign " + other, func() {
+			requireBlank(t, spec)
+			command(t, "vgremove", "--yes", "foreign")
+			command(t, "pvremove", other)
+		}},
+		"the disk gets another group": {"", "vgcreate --yes foreign " + spec.Device, func() {
+			requireBlank(t, pool.LVMSpec{Device: other})
+			command(t, "vgremove", "--yes", "foreign")
+			command(t, "pvremove", spec.Device)
+		}},
+		"another disk has its name": {"", "pvremove --yes " + other + " && pvcreate --yes " + other, func() {
+			requireBlank(t, spec)
+			command(t, "pvremove", other)
+		}},
+		"a disk is detached": {"", "wipefs --all --quiet " + other + " && mkfs.ext4 -q -E nodiscard,lazy_itable_init=1 " + other, func() {
+			requireBlank(t, spec)
+			require.Contains(t, command(t, "wipefs", "--noheadings", other), "ext4")
+			command(t, "wipefs", "--all", "--quiet", other)
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			made, err := spec.Create(t.Context(), false)
+			require.NoError(t, err)
+			command(t, "vgextend", "--yes", spec.Name, other)
+			dir := t.TempDir()
+			script := "#!/bin/sh\nset -e\nexport PATH=$PATH:/usr/sbin:/sbin\n" + test.before + "\n" + vgremove + " \"$@\"\n" + test.after + "\n"
+			require.NoError(t, os.WriteFile(filepath.Join(dir, "vgremove"), []byte(script), 0o700))
+			ctx := program.WithDirectories(t.Context(), append([]string{dir}, program.Directories()...)...)
+			require.NoError(t, made.Remove(ctx))
+			test.require()
 		})
 	}
 }

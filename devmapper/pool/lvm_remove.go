@@ -58,7 +58,7 @@ func (s LVMSpec) remove(ctx context.Context) error {
 		if left, err := s.removeVolumes(ctx, group); err != nil || left {
 			return err
 		}
-		if err := group.step("vgremove", "--yes", group.name).do(ctx); err != nil {
+		if left, err := s.removeGroup(ctx, group); err != nil || left {
 			return err
 		}
 	}
@@ -69,29 +69,42 @@ func (s LVMSpec) remove(ctx context.Context) error {
 	if err := s.removeLinks(ctx); err != nil {
 		return err
 	}
-	for _, path := range s.added(disks) {
-		if err := (Step{Args: []string{"pvremove", "--yes", path}, devices: lvmDevices{path}}).do(ctx); err != nil {
-			return err
+	for _, d := range disks {
+		if s.owns(d) && d.UUID != s.PVUUID {
+			if err := removeLabel(ctx, d); err != nil {
+				return err
+			}
 		}
 	}
 	if !ours {
 		return nil
 	}
-	if disk.unfinished() {
-		return Step{Args: []string{"wipefs", "--all", "--quiet", disk.Path}}.do(ctx)
-	}
-	return Step{Args: []string{"pvremove", "--yes", disk.Path}, devices: lvmDevices{disk.Path}}.do(ctx)
+	return removeLabel(ctx, *disk)
 }
 
-// added returns the attached disks that were added to the pool's volume group.
-func (s LVMSpec) added(disks []pvReport) []string {
-	var paths []string
-	for _, d := range disks {
-		if _, err := blockNumber(d.Path); err == nil && s.owns(d) && d.UUID != s.PVUUID {
-			paths = append(paths, d.Path)
-		}
+// removeLabel removes LVM's label from a disk that was listed before its group was removed. Meanwhile
+// the disk may have got another name or another use; a label with another use stays.
+func removeLabel(ctx context.Context, listed pvReport) error {
+	disks, err := pvs(ctx)
+	if err != nil {
+		return err
 	}
-	return paths
+	for _, d := range disks {
+		if d.UUID != listed.UUID || !filepath.IsAbs(d.Path) {
+			continue
+		}
+		switch {
+		case d.VG == "":
+			return Step{Args: []string{"pvremove", "--yes", d.Path}, devices: lvmDevices{d.Path}}.do(ctx)
+		case d.unfinished() && listed.unfinished():
+			return Step{Args: []string{"wipefs", "--all", "--quiet", d.Path}}.do(ctx)
+		}
+		log.G(ctx).WithField("disk", d.Path).WithField("group", d.VG).Warn("keeping LVM's label: the disk is in a volume group again")
+		return nil
+	}
+	log.G(ctx).WithField("disk", listed.Path).WithField("uuid", listed.UUID).
+		Warn("not removing LVM's label: LVM no longer finds the disk")
+	return nil
 }
 
 // removeLinks removes the links in /dev that killed LVM programs left of the removed volume group.
@@ -165,4 +178,24 @@ func (s LVMSpec) removeVolumes(ctx context.Context, group lvmGroup) (left bool, 
 		}
 	}
 	return left, nil
+}
+
+// removeGroup removes the empty group, and reports whether it stays because a volume was created in
+// it meanwhile. Without --yes vgremove asks before it removes volumes, and standard input has no answer.
+func (s LVMSpec) removeGroup(ctx context.Context, group lvmGroup) (left bool, err error) {
+	refusal := group.step("vgremove", group.name).do(ctx)
+	if refusal == nil {
+		return false, nil
+	}
+	volumes, err := lvs(ctx, group.devices, group.name)
+	if err != nil {
+		return false, errors.Join(refusal, err)
+	}
+	for _, v := range volumes {
+		if hasTag(v.VGTags, s.tag()) {
+			log.G(ctx).WithField("volume", s.vgLV(v.Name)).Warn("keeping LVM's volume group: a volume was created in it meanwhile")
+			return true, nil
+		}
+	}
+	return false, refusal
 }
