@@ -35,7 +35,7 @@ func lookAtNewPool(ctx context.Context, m *machine) finding {
 	case errors.Is(err, metadata.ErrLocked):
 		return skipped("another process has the root open")
 	case err != nil:
-		return problem(err.Error(), m.planRemedy(l.config, err)...)
+		return problem(err.Error(), m.planRemedy(l.config, complete, err)...)
 	case complete:
 		return ok("pool %s was made, as the configuration describes it", l.config.Pool.Name)
 	}
@@ -83,7 +83,9 @@ func (m *machine) requireFreeName(ctx context.Context, store *metadata.Store, c 
 	return provision.RequireName(ctx, store, control, c)
 }
 
-func (m *machine) planRemedy(c config.Config, err error) []string {
+// planRemedy returns the remedy for an error of plan. complete tells that the recorded pool was made.
+func (m *machine) planRemedy(c config.Config, complete bool, err error) []string {
+	const lsblk = "lsblk --output NAME,SIZE,TYPE,FSTYPE,MOUNTPOINTS"
 	edit := "sudoedit " + quote(m.File)
 	switch {
 	case errdefs.IsResourceExhausted(err):
@@ -92,9 +94,11 @@ func (m *machine) planRemedy(c config.Config, err error) []string {
 	case errors.Is(err, pool.ErrNameTaken):
 		return []string{"dmsetup ls", edit + "    # choose another pool.name, or remove the device"}
 	case errors.Is(err, pool.ErrGroupTaken):
-		return []string{"vgs", edit + "    # choose another pool.name, or remove the volume group"}
+		return []string{"vgs", edit + "    # choose another pool.name, or, if the group's data is not needed, remove the group with vgremove"}
+	case c.Pool.Mode == config.ModeDirectLVM && complete && errors.Is(err, pool.ErrWrongPool):
+		return []string{"pvs", lsblk, "# attach the pool's disk, and leave pool.direct_lvm.device as it is"}
 	case c.Pool.Mode == config.ModeDirectLVM:
-		return []string{"lsblk --output NAME,SIZE,TYPE,FSTYPE,MOUNTPOINTS", edit + "    # pool.direct_lvm.device"}
+		return []string{lsblk, edit + "    # pool.direct_lvm.device"}
 	}
 	return []string{"thinsnap pool create --dry-run", edit}
 }
