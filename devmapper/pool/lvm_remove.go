@@ -99,7 +99,8 @@ func removeLabel(ctx context.Context, listed pvReport) error {
 		case d.unfinished() && listed.unfinished():
 			return Step{Args: []string{"wipefs", "--all", "--quiet", d.Path}}.do(ctx)
 		}
-		log.G(ctx).WithField("disk", d.Path).WithField("group", d.VG).Warn("keeping LVM's label: the disk is in a volume group again")
+		log.G(ctx).WithField("disk", d.Path).WithField("group", d.VG).
+			Warn("keeping LVM's label: the disk is in a volume group again")
 		return nil
 	}
 	log.G(ctx).WithField("disk", listed.Path).WithField("uuid", listed.UUID).
@@ -193,7 +194,8 @@ func (s LVMSpec) removeGroup(ctx context.Context, group lvmGroup) (left bool, er
 	}
 	for _, v := range volumes {
 		if hasTag(v.VGTags, s.tag()) {
-			log.G(ctx).WithField("volume", s.vgLV(v.Name)).Warn("keeping LVM's volume group: a volume was created in it meanwhile")
+			log.G(ctx).WithField("volume", s.vgLV(v.Name)).
+				Warn("keeping LVM's volume group: a volume was created in it meanwhile")
 			return true, nil
 		}
 	}

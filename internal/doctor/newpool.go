@@ -94,7 +94,8 @@ func (m *machine) planRemedy(c config.Config, complete bool, err error) []string
 	case errors.Is(err, pool.ErrNameTaken):
 		return []string{"dmsetup ls", edit + "    # choose another pool.name, or remove the device"}
 	case errors.Is(err, pool.ErrGroupTaken):
-		return []string{"vgs", edit + "    # choose another pool.name, or, if the group's data is not needed, remove the group with vgremove"}
+		return []string{"vgs", edit + "    # choose another pool.name, or, if the group's data is not needed, " +
+			"remove the group with vgremove"}
 	case c.Pool.Mode == config.ModeDirectLVM && complete && errors.Is(err, pool.ErrWrongPool):
 		return []string{"pvs", lsblk, "# attach the pool's disk, and leave pool.direct_lvm.device as it is"}
 	case c.Pool.Mode == config.ModeDirectLVM:
