@@ -98,7 +98,7 @@ func TestAdoption(t *testing.T) {
 	s.requireEmpty()
 }
 
-// TestAdoptionOfLVM: a pool of LVM zeroes new blocks, and continues to do so.
+// TestAdoptionOfLVM: after an adoption, LVM zeroes new blocks of its pool.
 func TestAdoptionOfLVM(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.RequireThorough(t)

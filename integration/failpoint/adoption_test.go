@@ -54,7 +54,7 @@ func newBuiltin(t *testing.T) *builtin {
 
 func newBuiltinOn(t *testing.T, control *devmap.Control, poolName, dataPath string) *builtin {
 	t.Helper()
-	t.Cleanup(runtime.GC) // closes a file that containerd's content store leaves open
+	t.Cleanup(runtime.GC) // closes unreachable files before dmtest.NoLeaks lists them
 	s := &builtin{T: t, control: control, poolName: poolName, dataPath: dataPath, dir: t.TempDir()}
 	s.root, s.settings = filepath.Join(s.dir, "thinsnap"), filepath.Join(s.dir, "config.toml")
 	var err error

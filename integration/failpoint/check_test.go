@@ -45,7 +45,7 @@ func (r *trial) check() check.Report {
 // pendingTime bounds the time in which a daemon makes its spares, which are pending until then.
 const pendingTime = 10 * time.Second
 
-// checkTidy is like check; the daemon soon has no pending work.
+// checkTidy is like check, and requires that nothing remains pending.
 func (r *trial) checkTidy() check.Report {
 	r.Helper()
 	for deadline := time.Now().Add(pendingTime); ; time.Sleep(100 * time.Millisecond) {

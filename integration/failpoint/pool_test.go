@@ -18,7 +18,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/check"
 )
 
-// poolOperations are operations on a pool that does not match the store, or that becomes available again.
+// poolOperations are operations with an older store, a missing pool or a full disk, and a stop before a reboot.
 func poolOperations() []operation {
 	none := harness.Options{NoSpares: true}
 	return []operation{
@@ -155,7 +155,7 @@ func (r *trial) fillDisk() error {
 	return unix.Fallocate(int(f.Fd()), 0, 0, int64(disk.Bavail-disk.Blocks/40)*disk.Bsize)
 }
 
-// awaitPassdown waits until the pool passes discards down or, unless want, stops doing so.
+// awaitPassdown waits until the pool passes discards down, or stops doing so if want is false.
 func (r *trial) awaitPassdown(want bool) error {
 	for deadline := time.Now().Add(callLimit); ; time.Sleep(20 * time.Millisecond) {
 		passes := false

@@ -110,7 +110,7 @@ func (s *stand) request(t *testing.T, method, path, body string) string {
 	return string(answer)
 }
 
-// passed calls do with failpoints that report when they are passed, and returns the passed ones in order.
+// passed calls do after the caller armed failpoints with tell, and returns the passed ones in order.
 func (s *stand) passed(t *testing.T, do func()) []string {
 	t.Helper()
 	before, err := os.ReadFile(s.LogFile())

@@ -195,8 +195,8 @@ func (c *comparison) compareMappings(ctx context.Context, present map[uint32]boo
 	return nil
 }
 
-// keptMappings is the number of mappings of a parent that are kept for its children: 24 MiB of
-// memory, for 64 GiB in blocks of 64 KiB. A larger parent is read again for each child.
+// keptMappings limits a parent's mappings in memory: 24 MiB, for 64 GiB in blocks of 64 KiB. A
+// larger parent is read again for each child.
 const keptMappings = 1 << 20
 
 // parent is a volume with children. It no longer changes.

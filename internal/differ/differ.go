@@ -105,7 +105,7 @@ var errNotOurs = fmt.Errorf("not mounts of thinsnap's snapshots: %w", errdefs.Er
 
 // Compare writes the changes from lower to upper to containerd's content store, as an OCI layer,
 // and returns its descriptor. If the mounts are not thinsnap's, the media type is not supported, or
-// the comparison fails and leaves no new content, the error is errdefs.ErrNotImplemented:
+// the comparison fails without writing new content, the error is errdefs.ErrNotImplemented:
 // containerd then asks its next differ, which would not see lost writes. So an error of
 // RequireWhole is returned instead; that and errors of FindMounted keep their class.
 func (d *Differ) Compare(

@@ -18,7 +18,7 @@ import (
 // then is deleted later.
 const releaseTime = 10 * time.Second
 
-// sides are the mounted frozen copies of two snapshots, and their differences.
+// sides are the mounted volumes of two frozen snapshots, and their differences.
 type sides struct {
 	lower, upper diff.Volume
 	changed      uint64 // bytes in the runs of Pool.Delta

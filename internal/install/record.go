@@ -21,14 +21,14 @@ const (
 	filesPath  = "/etc/thinsnap/node-files.json"
 )
 
-// record is the content of the files.
+// record is the content of these two files.
 type record struct {
 	// RestartDaemon is true until the daemon is restarted with its new files.
 	RestartDaemon bool `json:"restart_daemon,omitempty"`
 	// RestartUnit is the unit, or "containerd" without one, of a containerd whose configuration may
 	// have changed, until it is restarted or found unchanged.
 	RestartUnit string `json:"restart_unit,omitempty"`
-	// RestartProcess is the process of a containerd without a unit that must be restarted, nil if
+	// RestartProcess is the process that must be restarted, of a containerd without a unit; nil if
 	// unknown.
 	RestartProcess *clients.Process `json:"restart_process,omitempty"`
 	// Files are the SHA-256 sums of written files, by path, in records of earlier versions.

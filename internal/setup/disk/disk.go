@@ -76,7 +76,7 @@ func Stable(device, byID string) (name string, stable bool, err error) {
 	return names[0], true, nil
 }
 
-// isNumber reports whether a name is only a number, without the disk's model and serial number.
+// isNumber reports whether a name has a prefix that a number usually follows, not the disk's model.
 func isNumber(path string) bool {
 	name := filepath.Base(path)
 	for _, prefix := range []string{"wwn-", "nvme-eui.", "nvme-nvme.", "scsi-0", "scsi-1", "scsi-3"} {

@@ -17,8 +17,8 @@ const newMode = 0o644
 // labelName is the extended attribute with a file's SELinux label.
 const labelName = "security.selinux"
 
-// Replace replaces the content of a file without a record. It creates a missing directory. Errors
-// are those of the operating system.
+// Replace replaces the content of a file, and records nothing. It creates a missing directory.
+// Errors are those of the operating system.
 func Replace(path string, text []byte, mode fs.FileMode) error {
 	if _, err := makeDirs(filepath.Dir(path)); err != nil {
 		return err

@@ -30,7 +30,7 @@ type entry struct {
 	Created bool `json:"created"`
 	// Directories were created for the file, the deepest last.
 	Directories []string `json:"directories,omitempty"`
-	// Backup is the path of a copy from before the first change.
+	// Backup is the path of a copy from before the first hunk.
 	Backup string `json:"backup,omitempty"`
 	// Written has the SHA-256 of all contents that were written to the file. After a crash the
 	// file may have any of them, or none.

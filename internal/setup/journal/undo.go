@@ -91,7 +91,7 @@ func (r *Record) TakeBack() error {
 	return err
 }
 
-// Backups returns the paths of the copies from before the first change.
+// Backups returns the paths of the copies from before the recorded changes.
 func (r *Record) Backups() []string {
 	var paths []string
 	for _, e := range r.entries {
