@@ -214,6 +214,80 @@ func TestEdited(t *testing.T) {
 	require.NoFileExists(t, s.dropIn)
 }
 
+// TestDirectoryBecomesALink: undo keeps a symbolic link that others put in place of a created directory.
+func TestDirectoryBecomesALink(t *testing.T) {
+	linked := func() (s stand, link string) {
+		s = newStand(t)
+		s.apply(t)
+		link = filepath.Dir(s.dropIn)
+		require.NoError(t, os.Rename(link, filepath.Join(s.dir, "moved")))
+		require.NoError(t, os.Symlink(filepath.Join(s.dir, "moved"), link))
+		return s, link
+	}
+	requireLink := func(s stand, link string) {
+		t.Helper()
+		target, err := os.Readlink(link)
+		require.NoError(t, err)
+		require.Equal(t, filepath.Join(s.dir, "moved"), target)
+		require.DirExists(t, target)
+		require.NoFileExists(t, s.dropIn)
+	}
+	s, link := linked()
+	require.NoError(t, s.open(t).TakeBack())
+	requireLink(s, link)
+	require.True(t, s.open(t).Empty())
+
+	s, link = linked()
+	require.NoError(t, os.WriteFile(s.main, []byte("imports = [\"mine\"]\n"), 0o640))
+	err := s.open(t).TakeBack()
+	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+	require.ErrorContains(t, err, s.main+" (symbolic links in place of created directories stay too: "+link+")")
+	requireLink(s, link)
+}
+
+// TestChangedDuringTheCheck: a run that fails keeps the files that others changed during its check.
+func TestChangedDuringTheCheck(t *testing.T) {
+	bad := errors.New("not meant")
+	apply := func(s stand, change func()) error {
+		t.Helper()
+		err := s.open(t).Apply(s.files(t), func() error {
+			change()
+			return bad
+		})
+		require.ErrorIs(t, err, bad)
+		require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+		return err
+	}
+	t.Run("a created file", func(t *testing.T) {
+		s := newStand(t)
+		err := apply(s, func() { require.NoError(t, os.WriteFile(s.dropIn, []byte("theirs\n"), 0o600)) })
+		require.ErrorContains(t, err, s.dropIn+" was changed or removed by others meanwhile")
+		require.Equal(t, "theirs\n", string(s.read(t, s.dropIn)))
+		require.Equal(t, original, string(s.read(t, s.main)), "it was not changed by others")
+		err = s.open(t).TakeBack()
+		require.ErrorContains(t, err, s.dropIn)
+		require.NotContains(t, err.Error(), s.main)
+		require.Equal(t, "theirs\n", string(s.read(t, s.dropIn)))
+	})
+	t.Run("a changed file", func(t *testing.T) {
+		s := newStand(t)
+		err := apply(s, func() { require.NoError(t, os.WriteFile(s.main, []byte(imports+"  b = 2\n"), 0o640)) })
+		require.ErrorContains(t, err, s.main+" was changed or removed by others meanwhile")
+		require.Equal(t, imports+"  b = 2\n", string(s.read(t, s.main)))
+		require.NoFileExists(t, s.dropIn)
+		require.NoError(t, s.open(t).TakeBack())
+		require.Equal(t, original+"  b = 2\n", string(s.read(t, s.main)), "--undo removes only the lines of the run")
+	})
+	t.Run("a removed file", func(t *testing.T) {
+		s := newStand(t)
+		err := apply(s, func() { require.NoError(t, os.Remove(s.main)) })
+		require.ErrorContains(t, err, s.main+" was changed or removed by others meanwhile")
+		require.NoFileExists(t, s.main)
+		require.NoError(t, s.open(t).TakeBack())
+		require.NoFileExists(t, s.main)
+	})
+}
+
 // TestKilled: after a kill at any point, the record can undo the changes, and a second run
 // completes them.
 func TestKilled(t *testing.T) {

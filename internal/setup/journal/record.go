@@ -13,6 +13,7 @@ import (
 	"slices"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 )
 
 const version = 1
@@ -131,9 +132,10 @@ func (r *Record) save() error {
 	return Replace(r.path, append(text, '\n'), 0o600)
 }
 
-// Apply changes files in order, and then calls check. If that fails, it undoes the changes. Files
-// that already have their new content are skipped. It fails with errdefs.ErrFailedPrecondition if a
-// file has changed since it was read, and with errors of check and of the operating system.
+// Apply changes files in order, and then calls check. If that fails, it undoes the changes, except
+// of files that others changed meanwhile. Files that already have their new content are skipped. It
+// fails with errdefs.ErrFailedPrecondition if a file has changed since it was read or written, and
+// with errors of check and of the operating system.
 func (r *Record) Apply(files []File, check func() error) error {
 	files = slices.Clone(files)
 	for i := range files {
@@ -251,18 +253,24 @@ func backUp(f File) (string, error) {
 	}
 }
 
-// rollBack undoes the changes of files, the last first, and then those of the record.
+// rollBack undoes the changes of files, the last first, and then those of the record. A file that
+// others changed meanwhile stays as it is and in the record.
 func (r *Record) rollBack(files []File, before []entry) error {
 	var all error
 	for _, f := range slices.Backward(files) {
-		if now, err := read(f.Path); err == nil && (now == nil) == (f.Before == nil) && bytes.Equal(now, f.Before) {
-			continue // the file was not replaced
+		now, err := read(f.Path)
+		switch {
+		case err != nil:
+		case (now == nil) == (f.Before == nil) && bytes.Equal(now, f.Before): // the file was not replaced
+		case now == nil || !bytes.Equal(now, f.After):
+			err = fmt.Errorf("%s was changed or removed by others meanwhile, and stays as it is: %w", f.Path,
+				errdefs.ErrFailedPrecondition)
+		case f.Before == nil:
+			err = remove(f.Path)
+		default:
+			err = replace(f.Path, f.Before, 0)
 		}
-		if f.Before == nil {
-			all = errors.Join(all, remove(f.Path))
-			continue
-		}
-		all = errors.Join(all, replace(f.Path, f.Before, 0))
+		all = errors.Join(all, err)
 	}
 	if all != nil {
 		return fmt.Errorf("not all changes were undone: run the command with --undo, or `thinsnap node remove`: %w", all)
@@ -283,13 +291,15 @@ func (r *Record) restore(before []entry) error {
 				e.Backup = ""
 			}
 		}
-		err = errors.Join(err, e.clean())
+		_, cleanErr := e.clean()
+		err = errors.Join(err, cleanErr)
 	}
 	return err
 }
 
-// clean removes an unneeded backup, remnants of a crash, and created directories that are empty.
-func (e entry) clean() error {
+// clean removes an unneeded backup, remnants of a crash, and created directories that are empty. It
+// returns the directory that others replaced by a symbolic link, which stays, or "".
+func (e entry) clean() (link string, err error) {
 	halves, err := filepath.Glob(filepath.Join(filepath.Dir(e.Path), temporary(e.Path)))
 	for _, path := range halves {
 		err = errors.Join(err, remove(path))
@@ -303,9 +313,13 @@ func (e entry) clean() error {
 		}
 	}
 	for _, dir := range slices.Backward(e.Directories) {
-		if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			break // it has other files
+		// os.Remove would also remove a file or a symbolic link.
+		if err := unix.Rmdir(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			if info, err := os.Lstat(dir); err == nil && info.Mode().Type() == fs.ModeSymlink {
+				link = dir
+			}
+			break // otherwise it has other files
 		}
 	}
-	return err
+	return link, err
 }

@@ -81,12 +81,20 @@ func (r *Record) TakeBack() error {
 	undone := slices.DeleteFunc(slices.Clone(r.entries), func(e entry) bool { return slices.Contains(left, e.Path) })
 	r.entries = slices.DeleteFunc(r.entries, func(e entry) bool { return !slices.Contains(left, e.Path) })
 	err = r.save()
+	var links []string
 	for _, e := range slices.Backward(undone) {
-		err = errors.Join(err, e.clean())
+		link, cleanErr := e.clean()
+		if err = errors.Join(err, cleanErr); link != "" {
+			links = append(links, link)
+		}
 	}
 	if err == nil && len(left) > 0 {
-		err = fmt.Errorf("edited since the set-up, so not changed: %s: remove by hand the added lines or files, and then "+
-			"their record %s: %w", strings.Join(left, ", "), r.path, errdefs.ErrFailedPrecondition)
+		kept := ""
+		if len(links) > 0 {
+			kept = " (symbolic links in place of created directories stay too: " + strings.Join(links, ", ") + ")"
+		}
+		err = fmt.Errorf("edited since the set-up, so not changed: %s%s: remove by hand the added lines or files, and then "+
+			"their record %s: %w", strings.Join(left, ", "), kept, r.path, errdefs.ErrFailedPrecondition)
 	}
 	return err
 }
