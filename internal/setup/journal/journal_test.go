@@ -214,6 +214,21 @@ func TestEdited(t *testing.T) {
 	require.NoFileExists(t, s.dropIn)
 }
 
+// TestRunAfterAnEdit: undo keeps a created file that others edited before a later run changed it.
+func TestRunAfterAnEdit(t *testing.T) {
+	s := newStand(t)
+	s.apply(t)
+	mine := "new\n# mine\n"
+	require.NoError(t, os.WriteFile(s.dropIn, []byte(mine), 0o600))
+	for _, more := range []string{"a\n", "a\nb\n"} {
+		require.NoError(t, s.open(t).Apply([]File{
+			{Path: s.dropIn, Before: s.read(t, s.dropIn), After: []byte(mine + more)},
+		}, succeeds))
+	}
+	require.ErrorContains(t, s.open(t).TakeBack(), s.dropIn)
+	require.Equal(t, mine+"a\nb\n", string(s.read(t, s.dropIn)))
+}
+
 // TestDirectoryBecomesALink: undo keeps a symbolic link that others put in place of a created directory.
 func TestDirectoryBecomesALink(t *testing.T) {
 	linked := func() (s stand, link string) {

@@ -33,8 +33,8 @@ type entry struct {
 	Directories []string `json:"directories,omitempty"`
 	// Backup is the path of a copy from before the first hunk.
 	Backup string `json:"backup,omitempty"`
-	// Written has the SHA-256 of all contents that were written to the file. After a crash the
-	// file may have any of them, or none.
+	// Written has the SHA-256 of all contents that were written to the file, except of those with
+	// edits by others in a created file. After a crash the file may have any of them, or none.
 	Written []string `json:"sha256"`
 	// Hunks are the changes of a file that existed before, in order.
 	Hunks []Hunk `json:"hunks,omitempty"`
@@ -215,7 +215,10 @@ func (r *Record) add(f File) error {
 	if err != nil {
 		return err
 	}
-	e.Written = append(slices.Clone(e.Written), sum(f.After))
+	// A created file that others have edited has lines of theirs, so undo must not remove it.
+	if !e.Created || f.Before == nil || slices.Contains(e.Written, sum(f.Before)) {
+		e.Written = append(slices.Clone(e.Written), sum(f.After))
+	}
 	if !e.Created {
 		e.Hunks = append(inEffect(e.Hunks, f.Before), between(f.Before, f.After))
 	}
