@@ -223,8 +223,8 @@ func (m *Machine) configure(ctx context.Context, r *record, kind setup.Kind, com
 	if err != nil {
 		return err
 	}
-	isPending := r.RestartUnit != "" && !r.wasRestarted(c)
-	r.RestartUnit, r.RestartProcess = cmp.Or(c.Unit, "containerd"), nil
+	isPending := r.isPending(kind, c)
+	r.setPending(kind, nil)
 	if err := m.writeRecord(*r); err != nil {
 		return err
 	}
@@ -243,7 +243,7 @@ func (m *Machine) configure(ctx context.Context, r *record, kind setup.Kind, com
 			return err
 		}
 	}
-	r.RestartUnit = ""
+	delete(r.Restarts, kind)
 	return m.writeRecord(*r)
 }
 
@@ -254,7 +254,7 @@ func (m *Machine) requestRestart(r *record, kind setup.Kind, find func(setup.Kin
 	if err != nil {
 		return err
 	}
-	r.RestartProcess = &c.Process
+	r.setPending(kind, &c.Process)
 	if err := m.writeRecord(*r); err != nil {
 		return err
 	}

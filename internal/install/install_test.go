@@ -391,3 +391,43 @@ func TestConfigureWithoutUnit(t *testing.T) {
 		require.Empty(t, m.files(t))
 	})
 }
+
+// TestConfigureTwoKinds: the process of one kind of containerd does not count as the restarted process of another
+// kind, and the restart of each kind is requested until it was made.
+func TestConfigureTwoKinds(t *testing.T) {
+	m := newFakeMachine(t)
+	processes := map[setup.Kind]clients.Process{
+		setup.System: {PID: 812, StartTime: 1, BootID: "a"}, setup.K3s: {PID: 900, StartTime: 2, BootID: "a"},
+	}
+	m.Containerd = func(kind setup.Kind) (Containerd, error) {
+		return Containerd{
+			Process: processes[kind], Dump: func(context.Context) (setup.Dump, error) { return m.dump, nil },
+		}, nil
+	}
+	configure := func(kind setup.Kind) error { return m.Configure(t.Context(), []byte("version = 1\n"), kind) }
+	m.changes = true
+	require.ErrorIs(t, configure(setup.System), errdefs.ErrFailedPrecondition)
+	m.changes = true
+	require.ErrorIs(t, configure(setup.K3s), errdefs.ErrFailedPrecondition)
+	require.ErrorIs(t, configure(setup.System), errdefs.ErrFailedPrecondition, "only the other one's process differs")
+	processes[setup.K3s] = clients.Process{PID: 901, StartTime: 3, BootID: "a"}
+	require.NoError(t, configure(setup.K3s), "restarted")
+	require.ErrorIs(t, configure(setup.System), errdefs.ErrFailedPrecondition)
+	processes[setup.System] = clients.Process{PID: 813, StartTime: 4, BootID: "a"}
+	require.NoError(t, configure(setup.System), "restarted")
+}
+
+// TestConfigureAfterAnEarlierRecord: it has a process, but not its kind, so the restart is requested once more.
+func TestConfigureAfterAnEarlierRecord(t *testing.T) {
+	m := newFakeMachine(t)
+	process := clients.Process{PID: 900, StartTime: 2, BootID: "a"}
+	m.Containerd = func(setup.Kind) (Containerd, error) {
+		return Containerd{Process: process, Dump: func(context.Context) (setup.Dump, error) { return m.dump, nil }}, nil
+	}
+	m.write(t, recordPath, `{"restart_unit": "containerd", "restart_process": {"PID": 812, "StartTime": 1, "BootID": "a"}}`)
+	configure := func() error { return m.Configure(t.Context(), []byte("version = 1\n"), setup.K3s) }
+	require.ErrorIs(t, configure(), errdefs.ErrFailedPrecondition)
+	process.StartTime++
+	require.NoError(t, configure())
+	require.NotContains(t, m.read(t, recordPath), "restart")
+}

@@ -11,6 +11,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/thinsnap/thinsnap/internal/clients"
+	"github.com/thinsnap/thinsnap/internal/setup"
 	"github.com/thinsnap/thinsnap/internal/setup/journal"
 )
 
@@ -25,21 +26,41 @@ const (
 type record struct {
 	// RestartDaemon is true until the daemon is restarted with its new files.
 	RestartDaemon bool `json:"restart_daemon,omitempty"`
-	// RestartUnit is the unit, or "containerd" without one, of a containerd whose configuration may
-	// have changed, until it is restarted or found unchanged.
+	// Restarts are the pending restarts, by the kind of containerd.
+	Restarts map[setup.Kind]restart `json:"restarts,omitempty"`
+	// RestartUnit is the unit, or "containerd" without one, of the pending restart in records of
+	// earlier versions. They did not record its kind.
 	RestartUnit string `json:"restart_unit,omitempty"`
-	// RestartProcess is the process that must be restarted, of a containerd without a unit; nil if
-	// unknown.
-	RestartProcess *clients.Process `json:"restart_process,omitempty"`
 	// Files are the SHA-256 sums of written files, by path, in records of earlier versions.
 	Files map[string][]string `json:"files,omitempty"`
 
 	files *journal.Record
 }
 
-// wasRestarted reports whether a containerd without a unit has been restarted by hand.
-func (r record) wasRestarted(c Containerd) bool {
-	return c.Unit == "" && r.RestartProcess != nil && c.Process.PID != 0 && !c.Process.Same(*r.RestartProcess)
+// A restart is pending for a containerd whose configuration may have changed, until it is restarted
+// or found unchanged.
+type restart struct {
+	// Process must be restarted. It is nil if it is unknown, or if the containerd has a unit.
+	Process *clients.Process `json:"process,omitempty"`
+}
+
+// isPending reports whether a containerd must still be restarted. One without a unit may have been
+// restarted by hand.
+func (r record) isPending(kind setup.Kind, c Containerd) bool {
+	of, known := r.Restarts[kind]
+	if !known {
+		return r.RestartUnit != ""
+	}
+	return c.Unit != "" || of.Process == nil || c.Process.PID == 0 || c.Process.Same(*of.Process)
+}
+
+// setPending records a restart in place of one with the same or an unknown kind.
+func (r *record) setPending(kind setup.Kind, process *clients.Process) {
+	if r.Restarts == nil {
+		r.Restarts = make(map[setup.Kind]restart)
+	}
+	r.Restarts[kind] = restart{process}
+	r.RestartUnit = ""
 }
 
 // readRecord returns an empty record if the machine has none.
