@@ -66,8 +66,9 @@ func corrupt(err error) error {
 // the file's map.
 func pageError(p any) error {
 	if boltfile.IsFault(p) {
-		return fmt.Errorf("cannot read a page: its disk fails, or the file was truncated (see dmesg); "+
-			"try again when the disk is healthy: %w", errdefs.ErrUnavailable)
+		return fmt.Errorf("cannot read a page: its disk fails, or the file was truncated or is damaged: try again when the "+
+			"disk is healthy; if the kernel's log (dmesg) shows no I/O error, stop thinsnap, and run `thinsnap check`: %w",
+			errdefs.ErrUnavailable)
 	}
 	return fmt.Errorf("%w: %v: stop thinsnap, and run `thinsnap check`: %w", ErrCorrupt, p, errdefs.ErrDataLoss)
 }

@@ -30,8 +30,8 @@ func Guard(fn func() error) (cause any, err error) {
 	return nil, err
 }
 
-// IsFault reports whether a panic's cause is a fault in the map of a file: its disk fails, or the
-// file was truncated.
+// IsFault reports whether a panic's cause is a fault in the map of a file: its disk fails, the file
+// was truncated, or a damaged page refers to a page behind its end.
 func IsFault(cause any) bool {
 	_, fault := cause.(interface{ Addr() uintptr })
 	return fault
