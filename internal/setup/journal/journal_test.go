@@ -263,7 +263,7 @@ func TestDirectoryBecomesALink(t *testing.T) {
 // TestChangedDuringTheCheck: a run that fails keeps the files that others changed during its check.
 func TestChangedDuringTheCheck(t *testing.T) {
 	bad := errors.New("not meant")
-	apply := func(s stand, change func()) error {
+	apply := func(t *testing.T, s stand, change func()) error {
 		t.Helper()
 		err := s.open(t).Apply(s.files(t), func() error {
 			change()
@@ -275,7 +275,7 @@ func TestChangedDuringTheCheck(t *testing.T) {
 	}
 	t.Run("a created file", func(t *testing.T) {
 		s := newStand(t)
-		err := apply(s, func() { require.NoError(t, os.WriteFile(s.dropIn, []byte("theirs\n"), 0o600)) })
+		err := apply(t, s, func() { require.NoError(t, os.WriteFile(s.dropIn, []byte("theirs\n"), 0o600)) })
 		require.ErrorContains(t, err, s.dropIn+" was changed or removed by others meanwhile")
 		require.Equal(t, "theirs\n", string(s.read(t, s.dropIn)))
 		require.Equal(t, original, string(s.read(t, s.main)), "it was not changed by others")
@@ -286,7 +286,7 @@ func TestChangedDuringTheCheck(t *testing.T) {
 	})
 	t.Run("a changed file", func(t *testing.T) {
 		s := newStand(t)
-		err := apply(s, func() { require.NoError(t, os.WriteFile(s.main, []byte(imports+"  b = 2\n"), 0o640)) })
+		err := apply(t, s, func() { require.NoError(t, os.WriteFile(s.main, []byte(imports+"  b = 2\n"), 0o640)) })
 		require.ErrorContains(t, err, s.main+" was changed or removed by others meanwhile")
 		require.Equal(t, imports+"  b = 2\n", string(s.read(t, s.main)))
 		require.NoFileExists(t, s.dropIn)
@@ -295,7 +295,7 @@ func TestChangedDuringTheCheck(t *testing.T) {
 	})
 	t.Run("a removed file", func(t *testing.T) {
 		s := newStand(t)
-		err := apply(s, func() { require.NoError(t, os.Remove(s.main)) })
+		err := apply(t, s, func() { require.NoError(t, os.Remove(s.main)) })
 		require.ErrorContains(t, err, s.main+" was changed or removed by others meanwhile")
 		require.NoFileExists(t, s.main)
 		require.NoError(t, s.open(t).TakeBack())
