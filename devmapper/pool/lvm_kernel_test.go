@@ -370,29 +370,29 @@ func TestChangesDuringRemoval(t *testing.T) {
 	require.NoError(t, err)
 	for name, test := range map[string]struct {
 		before, after string // commands before and after thinsnap's vgremove
-		require       func()
+		require       func(t *testing.T)
 	}{
-		"a volume is created": {"lvcreate --yes --size 64M --name mine " + spec.Name, "", func() {
+		"a volume is created": {"lvcreate --yes --size 64M --name mine " + spec.Name, "", func(t *testing.T) {
 			require.Equal(t, "mine", strings.TrimSpace(command(t, "lvs", "--noheadings", "--options", "lv_name", spec.Name)))
 			require.Equal(t, 2, strings.Count(command(t, "pvs", "--noheadings", "--select", "vg_name="+spec.Name), "\n"), "the labels stay")
 			command(t, "vgremove", "--yes", spec.Name)
 			command(t, "pvremove", spec.Device, other)
 		}},
-		"an added disk gets another group": {"", "vgcreate --yes foreign " + other, func() {
+		"an added disk gets another group": {"", "vgcreate --yes foreign " + other, func(t *testing.T) {
 			requireBlank(t, spec)
 			command(t, "vgremove", "--yes", "foreign")
 			command(t, "pvremove", other)
 		}},
-		"the disk gets another group": {"", "vgcreate --yes foreign " + spec.Device, func() {
+		"the disk gets another group": {"", "vgcreate --yes foreign " + spec.Device, func(t *testing.T) {
 			requireBlank(t, pool.LVMSpec{Device: other})
 			command(t, "vgremove", "--yes", "foreign")
 			command(t, "pvremove", spec.Device)
 		}},
-		"another disk has its name": {"", "pvremove --yes " + other + " && pvcreate --yes " + other, func() {
+		"another disk has its name": {"", "pvremove --yes " + other + " && pvcreate --yes " + other, func(t *testing.T) {
 			requireBlank(t, spec)
 			command(t, "pvremove", other)
 		}},
-		"a disk is detached": {"", "wipefs --all --quiet " + other + " && mkfs.ext4 -q -E nodiscard,lazy_itable_init=1 " + other, func() {
+		"a disk is detached": {"", "wipefs --all --quiet " + other + " && mkfs.ext4 -q -E nodiscard,lazy_itable_init=1 " + other, func(t *testing.T) {
 			requireBlank(t, spec)
 			require.Contains(t, command(t, "wipefs", "--noheadings", other), "ext4")
 			command(t, "wipefs", "--all", "--quiet", other)
@@ -407,7 +407,7 @@ func TestChangesDuringRemoval(t *testing.T) {
 			require.NoError(t, os.WriteFile(filepath.Join(dir, "vgremove"), []byte(script), 0o700))
 			ctx := program.WithDirectories(t.Context(), append([]string{dir}, program.Directories()...)...)
 			require.NoError(t, made.Remove(ctx))
-			test.require()
+			test.require(t)
 		})
 	}
 }

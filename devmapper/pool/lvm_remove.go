@@ -82,6 +82,19 @@ func (s LVMSpec) remove(ctx context.Context) error {
 	return removeLabel(ctx, *disk)
 }
 
+// RequireGroup fails with ErrWrongPool unless LVM finds the volume group that Create created.
+func (s LVMSpec) RequireGroup(ctx context.Context) error {
+	_, err := findGroup(ctx, func(d pvReport) bool { return d.VGUUID == s.VGUUID })
+	if errors.Is(err, ErrWrongPool) {
+		err = fmt.Errorf("LVM finds no volume group %s with UUID %s: attach the group's disks (see pvs and lsblk), or, "+
+			"if they are lost or the group was removed, remove the root directory: %w", s.Name, s.VGUUID, ErrWrongPool)
+	}
+	if err != nil {
+		return fmt.Errorf("remove pool %s: %w", s.Name, err)
+	}
+	return nil
+}
+
 // removeLabel removes LVM's label from a disk that was listed before its group was removed. Meanwhile
 // the disk may have got another name or another use; a label with another use stays.
 func removeLabel(ctx context.Context, listed pvReport) error {

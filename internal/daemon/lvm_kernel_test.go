@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -271,7 +272,47 @@ func TestReplacedDisk(t *testing.T) {
 	require.NoError(t, err)
 	layers(t, d, "two")
 	require.NoError(t, d.Close())
-	destroy(t, c)
+
+	// While the new disk is detached, nothing shows that the pool is lost.
+	disk, err := os.OpenFile(other, os.O_RDWR, 0)
+	require.NoError(t, err)
+	defer disk.Close()
+	deactivate(t)
+	label, begun := make([]byte, 4096), filepath.Join(c.Root, "destroying")
+	_, err = disk.ReadAt(label, 0)
+	require.NoError(t, err)
+	_, err = disk.WriteAt(make([]byte, len(label)), 0)
+	require.NoError(t, errors.Join(err, disk.Sync()))
+	err = DestroyPool(ctx, c)
+	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+	require.ErrorContains(t, err, "LVM finds no volume group "+c.Pool.Name)
+	require.FileExists(t, rootdir.Store(c.Root))
+	require.NoFileExists(t, begun)
+	_, err = disk.WriteAt(label, 0)
+	require.NoError(t, errors.Join(err, disk.Sync()))
+
+	// A destruction that began and failed, and then the pool is used again.
+	failing := func(name string) context.Context {
+		dir := t.TempDir()
+		require.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte("#!/bin/sh\necho not today >&2\nexit 1\n"), 0o700))
+		return program.WithDirectories(ctx, append([]string{dir}, program.Directories()...)...)
+	}
+	require.ErrorContains(t, DestroyPool(failing("lvremove"), c), "not today")
+	require.FileExists(t, begun)
+	d, err = Open(ctx, c)
+	require.NoError(t, err)
+	require.NoError(t, d.Close())
+	require.NoFileExists(t, begun)
+
+	// A destruction is interrupted after the group is removed, and repeated.
+	require.ErrorContains(t, DestroyPool(failing("pvremove"), c), "not today")
+	require.Empty(t, command("vgs", "--noheadings"))
+	require.FileExists(t, begun)
+	require.NoError(t, DestroyPool(ctx, c))
 	destroyed = true
-	require.Empty(t, command("wipefs", "--noheadings", device, other))
+	require.NoFileExists(t, rootdir.Store(c.Root))
+	require.NoFileExists(t, begun)
+	require.Empty(t, command("wipefs", "--noheadings", device))
+	// Nothing shows any more that the label of the new disk is thinsnap's.
+	command("pvremove", other)
 }

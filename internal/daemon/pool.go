@@ -91,5 +91,8 @@ func DestroyPool(ctx context.Context, c config.Config) error {
 		return err
 	}
 	// gofail: var beforeRemoveStore struct{}
-	return os.Remove(rootdir.Store(c.Root))
+	if err := os.Remove(rootdir.Store(c.Root)); err != nil {
+		return err
+	}
+	return provision.EndDestruction(c.Root)
 }

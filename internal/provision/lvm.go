@@ -90,6 +90,9 @@ func (directLVM) Open(
 	if err != nil {
 		return p, rec, asPreconditionOf(rec, err)
 	}
+	if err := EndDestruction(c.Root); err != nil {
+		return p, rec, err
+	}
 	rec.LVM.VGUUID, rec.LVM.LVUUID, rec.Complete = spec.VGUUID, spec.LVUUID, true
 	return p, rec, nil
 }
@@ -106,7 +109,7 @@ func (directLVM) OpenLoaded(control *devmapper.Control, rec metadata.PoolRecord)
 func (directLVM) Files(metadata.PoolRecord) []string { return nil }
 
 // RootFiles implements Mode.
-func (directLVM) RootFiles() []string { return nil }
+func (directLVM) RootFiles() []string { return []string{destroying} }
 
 // ReadMetadata implements Mode. LVM activates the metadata volume, read-only, until read returns.
 func (directLVM) ReadMetadata(ctx context.Context, rec metadata.PoolRecord, read func(*thinmeta.Metadata) error) error {
@@ -129,16 +132,6 @@ func (directLVM) RepairableMetadata(_ context.Context, rec metadata.PoolRecord) 
 		"if `thinsnap pool check` finds damage, repair it with `%s`, which leaves the old metadata in %s; "+
 		"then start thinsnap, and run `thinsnap check`: %w",
 		strings.Join(lines, " && "), old, errdefs.ErrNotImplemented)
-}
-
-// Destroy implements Mode.
-func (d directLVM) Destroy(
-	ctx context.Context, _ *metadata.Store, control *devmapper.Control, rec metadata.PoolRecord,
-) error {
-	if err := closePool(ctx, d, control, rec); err != nil {
-		return err
-	}
-	return asPrecondition(lvmSpec(rec).Remove(ctx))
 }
 
 // Destruction implements Mode.

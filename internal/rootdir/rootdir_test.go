@@ -24,7 +24,7 @@ func used(t *testing.T) string {
 	for _, dir := range []string{"pool", "mounts", "adopt"} {
 		require.NoError(t, os.Mkdir(filepath.Join(root, dir), 0o700))
 	}
-	for _, file := range []string{"metadata.db", "pool/data", "pool/metadata"} {
+	for _, file := range []string{"metadata.db", "pool/data", "pool/metadata", "destroying"} {
 		require.NoError(t, os.WriteFile(filepath.Join(root, file), nil, 0o600))
 	}
 	return root
@@ -160,7 +160,7 @@ func TestRootMayBeLink(t *testing.T) {
 
 // Also a dangling link, whose target would be created.
 func TestLinkInRootIsRefused(t *testing.T) {
-	for _, name := range []string{"metadata.db", "mounts", "pool", "pool/data", "pool/metadata"} {
+	for _, name := range []string{"metadata.db", "mounts", "pool", "pool/data", "pool/metadata", "destroying"} {
 		for _, dangling := range []bool{false, true} {
 			root := used(t)
 			path, elsewhere := filepath.Join(root, name), filepath.Join(t.TempDir(), "elsewhere")
