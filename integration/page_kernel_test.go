@@ -29,6 +29,7 @@ type recording struct {
 	Activity  admin.Activity   `json:"activity"`
 	History   admin.History    `json:"history"`
 	Snapshots []admin.Snapshot `json:"snapshots"`
+	Owners    admin.Owners     `json:"owners"`
 }
 
 // TestPageOfADaemon compares the data of a daemon's page with the output of the commands. TestPageOfARecording tests
@@ -40,7 +41,8 @@ func TestPageOfADaemon(t *testing.T) {
 	require.NoError(t, err)
 	d := harnesstest.StartThinsnap(t, tools, "page")
 	if *record != "" {
-		work(t, tools, d)
+		recordPage(t, tools, d)
+		return
 	}
 	sn := d.Snapshotter(t)
 	write := func(key, parent string, megabytes int, then func()) {
@@ -73,21 +75,13 @@ func TestPageOfADaemon(t *testing.T) {
 	require.Less(t, used["container"], uint64(3<<20), "it shares the rest")
 	require.Contains(t, used, "look")
 	require.Zero(t, used["look"])
-	if *record != "" {
-		told.At = time.Now()
-		content, err := json.MarshalIndent(told, "", " ")
-		require.NoError(t, err)
-		require.NoError(t, os.WriteFile(*record, content, 0o600))
-		return
-	}
 	for _, key := range []string{"look", "container", "layer"} {
 		require.NoError(t, sn.Remove(t.Context(), key))
 	}
 }
 
-// pageData requests the page's data and compares them with the output of the commands. The daemon may be working
-// meanwhile.
-func pageData(t *testing.T, c *assert.CollectT, d *harnesstest.Thinsnap, url string) recording {
+// answersOf requests the page's data.
+func answersOf(t *testing.T, url string) recording {
 	var told recording
 	get := func(path string, into any) {
 		response, err := http.Get(url + path)
@@ -98,10 +92,17 @@ func pageData(t *testing.T, c *assert.CollectT, d *harnesstest.Thinsnap, url str
 	get("v1/info", &told.Info)
 	get("v1/activity", &told.Activity)
 	get("v1/history", &told.History)
+	get("v1/owners", &told.Owners)
 	var snapshots admin.SnapshotList
 	get("v1/snapshots?labels=no", &snapshots)
-	told.Snapshots = snapshots.Snapshots
+	told.Snapshots, told.At = snapshots.Snapshots, time.Now()
+	return told
+}
 
+// pageData requests the page's data and compares them with the output of the commands. The daemon may be working
+// meanwhile.
+func pageData(t *testing.T, c *assert.CollectT, d *harnesstest.Thinsnap, url string) recording {
+	told := answersOf(t, url)
 	info := d.Info(t)
 	assert.Equal(c, info.Pool, told.Info.Pool)
 	assert.Equal(c, info.Snapshots, told.Info.Snapshots)
@@ -138,12 +139,49 @@ func pageData(t *testing.T, c *assert.CollectT, d *harnesstest.Thinsnap, url str
 	return told
 }
 
-// work runs operations, so that the page has something to show.
-func work(t *testing.T, tools harness.Tools, d *harnesstest.Thinsnap) {
+// recordPage has containerd work for a while, and writes the page's data to a file. The volume of a removed
+// container is in use.
+func recordPage(t *testing.T, tools harness.Tools, d *harnesstest.Thinsnap) {
+	t.Helper()
+	nerdctl := work(t, tools, d)
+	url := d.Page(t)
+	var held *os.File
+	for _, o := range answersOf(t, url).Owners.Owners {
+		if o.Container != nil && o.Container.Name == "job-3" {
+			for _, s := range answersOf(t, url).Snapshots {
+				if s.Key == o.Key {
+					var err error
+					held, err = os.Open(fmt.Sprintf("/dev/mapper/%s-snap-%d", d.PoolName, s.DeviceID))
+					require.NoError(t, err)
+				}
+			}
+		}
+	}
+	require.NotNil(t, held)
+	defer held.Close()
+	nerdctl("rm", "job-3")
+	var told recording
+	require.EventuallyWithT(t, func(c *assert.CollectT) {
+		told = answersOf(t, url)
+		assert.Len(c, told.Activity.Trash, 1)
+		assert.EqualValues(c, 1, told.Info.Devices.Trash)
+		assert.EqualValues(c, 1, told.Info.Background.Deferred)
+		for _, s := range told.Snapshots {
+			assert.NotNil(c, s.Used)
+			assert.NotNil(c, s.Exclusive)
+		}
+	}, time.Minute, 200*time.Millisecond)
+	content, err := json.MarshalIndent(told, "", " ")
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(*record, content, 0o600))
+}
+
+// work runs operations, so that the page has something to show. It returns nerdctl.
+func work(t *testing.T, tools harness.Tools, d *harnesstest.Thinsnap) (nerdctl func(args ...string)) {
 	t.Helper()
 	images := harnesstest.StartRegistry(t, tools)
 	c := harnesstest.StartContainerd(t, tools, tools.Releases[0], d.Proxy())
-	nerdctl := func(args ...string) { c.Nerdctl(t, harness.ThinsnapName, args...) }
+	nerdctl = func(args ...string) { c.Nerdctl(t, harness.ThinsnapName, args...) }
 	write := func(name, image string, megabytes int) {
 		nerdctl("run", "--name", name, "--net", "none", image,
 			"sh", "-c", fmt.Sprintf("dd if=/dev/urandom of=/new-%s bs=1M count=%d && sync", name, megabytes))
@@ -163,4 +201,5 @@ func work(t *testing.T, tools harness.Tools, d *harnesstest.Thinsnap) {
 	time.Sleep(15 * time.Second)
 	nerdctl("rm", "check-2", "job-1")
 	time.Sleep(15 * time.Second)
+	return nerdctl
 }

@@ -222,7 +222,7 @@ func TestPageOfARecording(t *testing.T) {
 	r := replay(t)
 	p, url := showPage(t, answers{
 		"/v1/info": r.Info, "/v1/activity": r.Activity, "/v1/history": r.History, "/v1/snapshots": admin.SnapshotList{Snapshots: r.Snapshots},
-		"/v1/owners": admin.Owners{Owners: []admin.Owner{}},
+		"/v1/owners": r.Owners,
 	}, browser.Options{Width: 1280, Height: 1250})
 	size := func(bytes uint64) string { return units.BytesSize(float64(bytes)) }
 	require.Equal(t, "read-write", p.Text(t, "state"))
@@ -244,7 +244,7 @@ func TestPageOfARecording(t *testing.T) {
 		require.Contains(t, text, size(space.Used)+" used, "+size(space.Available)+" available")
 		require.Contains(t, text, size(space.Total)+" total")
 	}
-	require.Contains(t, p.Text(t, "trash"), "held")
+	require.Contains(t, p.Text(t, "trash"), fmt.Sprintf("volume %d", r.Activity.Trash[0].DeviceID))
 	require.Contains(t, p.Text(t, "recent"), "Remove")
 	require.Contains(t, p.Text(t, "chart"), size(r.Info.Pool.Data.Used)+" used now")
 	require.Equal(t, fmt.Sprintf("%d snapshots.", len(r.Snapshots)), p.Text(t, "tree-note"))
