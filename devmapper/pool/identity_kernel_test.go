@@ -95,9 +95,9 @@ func TestPoolsThatExchangeNumbers(t *testing.T) {
 	require.Equal(t, map[thin.ID]bool{1: true}, volumes)
 
 	require.NoError(t, ours.Close(ctx))
-	require.NoError(t, made.Remove(ctx))
+	require.NoError(t, made.Remove(ctx, nil))
 	require.NoError(t, theirs.Close(ctx))
-	require.NoError(t, otherMade.Remove(ctx))
+	require.NoError(t, otherMade.Remove(ctx, nil))
 }
 
 // TestNodeOfAnotherDevice: nothing removed the node of a deactivated volume, and another device

@@ -48,7 +48,7 @@ func newLVMSpec(t *testing.T) (*devmapper.Control, pool.LVMSpec) {
 	}
 	t.Cleanup(func() {
 		if t.Failed() {
-			_ = spec.Remove(context.Background())
+			_ = spec.Remove(context.Background(), nil)
 			return
 		}
 		requireBlank(t, spec)
@@ -170,13 +170,13 @@ func TestLVMKilled(t *testing.T) {
 	require.Len(t, strings.Fields(command(t, "lvs", "--noheadings", "--options", "lv_name", spec.Name)), 1, "only the pool")
 
 	removed := func() {
-		require.NoError(t, spec.Remove(t.Context()))
+		require.NoError(t, spec.Remove(t.Context(), nil))
 		requireBlank(t, spec)
 		require.NoDirExists(t, "/dev/"+spec.Name)
 	}
 	command(t, "lvremove", "--yes", spec.Name+"/pool")
 	eachKilled([]string{"vgremove", "--yes", spec.Name}, removed)
-	require.NoError(t, spec.Remove(t.Context()))
+	require.NoError(t, spec.Remove(t.Context(), nil))
 	command(t, next()...)
 	eachKilled([]string{"pvremove", "--yes", spec.Device}, removed)
 }
@@ -266,18 +266,18 @@ func TestLVMPool(t *testing.T) {
 	other.LVUUID = pool.NewPVUUID()
 	_, err = other.Open(ctx, control, true)
 	require.ErrorIs(t, err, pool.ErrWrongPool)
-	require.NoError(t, other.Remove(ctx))
+	require.NoError(t, other.Remove(ctx, nil))
 	require.Contains(t, command(t, "lvs", "--noheadings", spec.Name), "pool", "the spec of another pool removes nothing")
 
 	// A foreign volume in the volume group remains.
 	command(t, "lvcreate", "--yes", "--size", "64M", "--name", "mine", spec.Name)
-	require.NoError(t, made.Remove(ctx))
+	require.NoError(t, made.Remove(ctx, nil))
 	require.Contains(t, command(t, "lvs", "--noheadings", spec.Name), "mine")
 	require.NotContains(t, command(t, "lvs", "--noheadings", spec.Name), "pool")
 	command(t, "lvremove", "--yes", spec.Name+"/mine")
-	require.NoError(t, made.Remove(ctx))
+	require.NoError(t, made.Remove(ctx, nil))
 	requireBlank(t, spec)
-	require.NoError(t, made.Remove(ctx), "again")
+	require.NoError(t, made.Remove(ctx, nil), "again")
 	_, err = made.Open(ctx, control, true)
 	require.ErrorIs(t, err, pool.ErrWrongPool)
 }
@@ -290,15 +290,15 @@ func TestLVMPoolWithForeignVolumes(t *testing.T) {
 	made, err := spec.Create(ctx, false)
 	require.NoError(t, err)
 	command(t, "lvcreate", "--yes", "-V", "100M", "--name", "mine", "--thinpool", "pool", spec.Name)
-	err = made.Remove(ctx)
+	err = made.Remove(ctx, nil)
 	require.ErrorIs(t, err, pool.ErrDeviceTaken)
 	require.ErrorContains(t, err, "lvm-test/mine")
 	renamed := made
 	renamed.Name = "lvm-other"
-	require.ErrorIs(t, renamed.Remove(ctx), pool.ErrWrongPool)
+	require.ErrorIs(t, renamed.Remove(ctx, nil), pool.ErrWrongPool)
 	require.Contains(t, command(t, "lvs", "--noheadings", spec.Name), "mine")
 	command(t, "lvremove", "--yes", spec.Name+"/mine")
-	require.NoError(t, made.Remove(ctx))
+	require.NoError(t, made.Remove(ctx, nil))
 }
 
 // TestRemoveFromSeveralDisks: the labels of disks that were added are removed too, but only while
@@ -342,12 +342,12 @@ func TestRemoveFromSeveralDisks(t *testing.T) {
 			require.NoError(t, err)
 			command(t, "vgextend", "--yes", spec.Name, other)
 			test.change(t)
-			require.NoError(t, made.Remove(ctx))
+			require.NoError(t, made.Remove(ctx, nil))
 			requireBlank(t, spec)
-			require.NoError(t, made.Remove(ctx), "again")
+			require.NoError(t, made.Remove(ctx, nil), "again")
 			detached := made
 			detached.Device = "/dev/missing"
-			require.ErrorContains(t, detached.Remove(ctx), "if they are lost or the group was removed, remove the root directory")
+			require.ErrorContains(t, detached.Remove(ctx, nil), "if they are lost or the group was removed, remove the root directory")
 			require.Equal(t, test.stays, labelled(other))
 			if !test.stays {
 				requireBlank(t, blank)
@@ -406,7 +406,7 @@ func TestChangesDuringRemoval(t *testing.T) {
 			script := "#!/bin/sh\nset -e\nexport PATH=$PATH:/usr/sbin:/sbin\n" + test.before + "\n" + vgremove + " \"$@\"\n" + test.after + "\n"
 			require.NoError(t, os.WriteFile(filepath.Join(dir, "vgremove"), []byte(script), 0o700))
 			ctx := program.WithDirectories(t.Context(), append([]string{dir}, program.Directories()...)...)
-			require.NoError(t, made.Remove(ctx))
+			require.NoError(t, made.Remove(ctx, nil))
 			test.require(t)
 		})
 	}
@@ -450,7 +450,7 @@ func TestLVMRefusesADiskThatIsNotFree(t *testing.T) {
 	refused(false, pool.ErrDeviceTaken, "is not empty (LVM2_member)")
 	command(t, "vgcreate", "--yes", "foreign", spec.Device)
 	refused(true, pool.ErrDeviceTaken, "is in the volume group foreign")
-	require.NoError(t, spec.Remove(ctx), "nothing to remove")
+	require.NoError(t, spec.Remove(ctx, nil), "nothing to remove")
 	command(t, "vgremove", "--yes", "foreign")
 	command(t, "pvremove", "--yes", spec.Device)
 
@@ -470,6 +470,6 @@ func TestLVMRefusesADiskThatIsNotFree(t *testing.T) {
 	spec.Device = dir
 	refused(true, unix.ENOTBLK, dir)
 	spec.Device = os.Getenv("THINSNAP_DISK0")
-	require.NoError(t, spec.Remove(ctx))
+	require.NoError(t, spec.Remove(ctx, nil))
 	requireBlank(t, spec)
 }

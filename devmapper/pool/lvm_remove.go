@@ -15,9 +15,10 @@ import (
 // the labels of disks that were added later, because nothing shows any more that they were in the
 // group.
 //
-// If the group has foreign volumes, they and the group remain.
-func (s LVMSpec) Remove(ctx context.Context) error {
-	if err := s.remove(ctx); err != nil {
+// If the group has foreign volumes, they and the group remain. Otherwise Remove calls beforeGroup, unless it
+// is nil, when the pool is removed and the group is not: after that, a missing group is no error.
+func (s LVMSpec) Remove(ctx context.Context, beforeGroup func() error) error {
+	if err := s.remove(ctx, beforeGroup); err != nil {
 		return fmt.Errorf("remove pool %s: %w", s.Name, err)
 	}
 	if err := os.Remove(s.profile().File); !errors.Is(err, os.ErrNotExist) {
@@ -26,7 +27,7 @@ func (s LVMSpec) Remove(ctx context.Context) error {
 	return nil
 }
 
-func (s LVMSpec) remove(ctx context.Context) error {
+func (s LVMSpec) remove(ctx context.Context, beforeGroup func() error) error {
 	disks, err := pvs(ctx)
 	if err != nil {
 		return err
@@ -38,8 +39,13 @@ func (s LVMSpec) remove(ctx context.Context) error {
 		}
 	}
 	for _, d := range disks {
-		if s.VGUUID != "" && d.VGUUID == s.VGUUID && d.VG != s.Name {
+		switch {
+		case s.VGUUID == "" || d.VGUUID != s.VGUUID || s.owns(d):
+		case d.VG != s.Name:
 			return fmt.Errorf("its volume group %s was renamed to %s: rename it back with vgrename: %w", s.Name, d.VG,
+				ErrWrongPool)
+		default:
+			return fmt.Errorf("its volume group %s lost its tag: vgchange --addtag %s %s: %w", s.Name, s.tag(), s.Name,
 				ErrWrongPool)
 		}
 	}
@@ -57,6 +63,11 @@ func (s LVMSpec) remove(ctx context.Context) error {
 	if group.name != "" {
 		if left, err := s.removeVolumes(ctx, group); err != nil || left {
 			return err
+		}
+		if beforeGroup != nil {
+			if err := beforeGroup(); err != nil {
+				return err
+			}
 		}
 		if left, err := s.removeGroup(ctx, group); err != nil || left {
 			return err

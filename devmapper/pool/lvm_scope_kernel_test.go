@@ -100,7 +100,7 @@ func TestVolumeGroupOfAGuest(t *testing.T) {
 		require.Eventually(t, func() bool { return control.Deactivate(name) == nil }, time.Minute, 20*time.Millisecond)
 	}
 	require.Eventually(t, func() bool { return p.Close(ctx) == nil }, time.Minute, 20*time.Millisecond)
-	require.NoError(t, made.Remove(ctx))
+	require.NoError(t, made.Remove(ctx, nil))
 }
 
 func mustEval(t *testing.T, path string) string {
@@ -137,7 +137,7 @@ func TestVolumeGroupOfTheSameName(t *testing.T) {
 	p, err = made.Open(ctx, control, false)
 	require.NoError(t, err)
 	require.NoError(t, p.Close(ctx))
-	require.NoError(t, made.Remove(ctx))
+	require.NoError(t, made.Remove(ctx, nil))
 
 	// A new pool does not take that name.
 	_, err = spec.Create(ctx, false)
@@ -162,9 +162,9 @@ func TestRenamedVolumeGroup(t *testing.T) {
 	p, err = made.Open(ctx, control, false)
 	require.NoError(t, err)
 	require.NoError(t, p.Close(ctx))
-	require.ErrorIs(t, made.Remove(ctx), pool.ErrWrongPool)
+	require.ErrorIs(t, made.Remove(ctx, nil), pool.ErrWrongPool)
 	command(t, "vgrename", "lvm-renamed", spec.Name)
-	require.NoError(t, made.Remove(ctx))
+	require.NoError(t, made.Remove(ctx, nil))
 }
 
 // TestFreeSpaceIsCached: each LVM query opens every disk of the host, so it is not repeated each second.
@@ -197,5 +197,5 @@ func TestFreeSpaceIsCached(t *testing.T) {
 	command(t, "lvremove", "--yes", spec.Name+"/other")
 	require.NoError(t, p.Extend(ctx, first, 0))
 	require.NoError(t, p.Close(ctx))
-	require.NoError(t, made.Remove(ctx))
+	require.NoError(t, made.Remove(ctx, nil))
 }

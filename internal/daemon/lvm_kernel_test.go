@@ -273,12 +273,21 @@ func TestReplacedDisk(t *testing.T) {
 	layers(t, d, "two")
 	require.NoError(t, d.Close())
 
+	failing := func(name string) context.Context {
+		dir := t.TempDir()
+		require.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte("#!/bin/sh\necho not today >&2\nexit 1\n"), 0o700))
+		return program.WithDirectories(ctx, append([]string{dir}, program.Directories()...)...)
+	}
+	begun := filepath.Join(c.Root, "destroying")
+	require.ErrorContains(t, DestroyPool(failing("lvremove"), c), "not today")
+	require.NoFileExists(t, begun)
+
 	// While the new disk is detached, nothing shows that the pool is lost.
 	disk, err := os.OpenFile(other, os.O_RDWR, 0)
 	require.NoError(t, err)
 	defer disk.Close()
 	deactivate(t)
-	label, begun := make([]byte, 4096), filepath.Join(c.Root, "destroying")
+	label := make([]byte, 4096)
 	_, err = disk.ReadAt(label, 0)
 	require.NoError(t, err)
 	_, err = disk.WriteAt(make([]byte, len(label)), 0)
@@ -290,19 +299,13 @@ func TestReplacedDisk(t *testing.T) {
 	require.NoFileExists(t, begun)
 	_, err = disk.WriteAt(label, 0)
 	require.NoError(t, errors.Join(err, disk.Sync()))
-
-	// A destruction that began and failed, and then the pool is used again.
-	failing := func(name string) context.Context {
-		dir := t.TempDir()
-		require.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte("#!/bin/sh\necho not today >&2\nexit 1\n"), 0o700))
-		return program.WithDirectories(ctx, append([]string{dir}, program.Directories()...)...)
-	}
-	require.ErrorContains(t, DestroyPool(failing("lvremove"), c), "not today")
-	require.FileExists(t, begun)
 	d, err = Open(ctx, c)
 	require.NoError(t, err)
 	require.NoError(t, d.Close())
-	require.NoFileExists(t, begun)
+
+	// The group without the pool's volumes belongs to a destruction that was interrupted, and is repeated.
+	require.ErrorContains(t, DestroyPool(failing("vgremove"), c), "not today")
+	require.FileExists(t, begun)
 
 	// A destruction is interrupted after the group is removed, and repeated.
 	require.ErrorContains(t, DestroyPool(failing("pvremove"), c), "not today")

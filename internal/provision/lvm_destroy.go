@@ -9,12 +9,11 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/thinsnap/thinsnap/devmapper"
-	"github.com/thinsnap/thinsnap/devmapper/pool"
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// destroying is the file in the root directory with the ID of the pool in mode "direct-lvm" whose
-// destruction began. Without it, a missing volume group may be on a detached disk.
+// destroying is the file in the root directory with the ID of a removed pool in mode "direct-lvm" whose
+// volume group was to be removed next. Without it, a missing group may be on a detached disk.
 const destroying = "destroying"
 
 // Destroy implements Mode.
@@ -25,35 +24,29 @@ func (d directLVM) Destroy(
 		return err
 	}
 	spec := lvmSpec(rec)
-	if rec.Complete {
-		if err := beginDestruction(ctx, filepath.Dir(store.Path()), spec); err != nil {
+	path := filepath.Join(filepath.Dir(store.Path()), destroying)
+	id, err := os.ReadFile(path)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	if rec.Complete && string(id) != spec.ID {
+		if err := spec.RequireGroup(ctx); err != nil {
 			return asPrecondition(err)
 		}
 	}
-	return asPrecondition(spec.Remove(ctx))
+	return asPrecondition(spec.Remove(ctx, func() error { return recordDestruction(path, spec.ID) }))
 }
 
-// beginDestruction records that the pool's destruction begins. It fails with pool.ErrWrongPool if LVM
-// finds no volume group of the pool, unless an earlier destruction began.
-func beginDestruction(ctx context.Context, root string, spec pool.LVMSpec) error {
-	path := filepath.Join(root, destroying)
-	if id, err := os.ReadFile(path); err == nil && string(id) == spec.ID {
-		return nil
-	} else if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
-	if err := spec.RequireGroup(ctx); err != nil {
-		return err
-	}
+func recordDestruction(path, id string) error {
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return err
 	}
-	_, err = f.WriteString(spec.ID)
+	_, err = f.WriteString(id)
 	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
 		return err
 	}
-	dir, err := os.Open(root)
+	dir, err := os.Open(filepath.Dir(path))
 	if err != nil {
 		return err
 	}
