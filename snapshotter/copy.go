@@ -75,7 +75,7 @@ func (s *Snapshotter) requireUndamaged(ctx context.Context, own pool.Volume) err
 	case err != nil:
 		return s.noteFlush(ctx, own.ID, err)
 	case sb.Damage != "":
-		return fmt.Errorf("%s: %w", sb.Damage, errDamaged)
+		return fmt.Errorf("%s: %w", sb.Damage, ErrDamaged)
 	case sb.Unclean:
 		return errStillMounted
 	}

@@ -17,8 +17,8 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/thinmeta"
 )
 
-// errDamaged reports a snapshot whose file system has errors or lacks writes.
-var errDamaged = fmt.Errorf("its file system is damaged or incomplete (see dmesg): remove the snapshot, then pull or "+
+// ErrDamaged reports an active snapshot whose file system has errors or lacks writes.
+var ErrDamaged = fmt.Errorf("its file system is damaged or incomplete (see dmesg): remove the snapshot, then pull or "+
 	"build it again; if that fails too, remove its parent as well: %w", errdefs.ErrDataLoss)
 
 // explain classifies an error. It puts the pool's own error first, because the state of the pool says more

@@ -214,34 +214,63 @@ func (s *Snapshotter) FindMounted(ctx context.Context, m mount.Mount) (key strin
 	return key, err
 }
 
+// wholeTime limits RequireWhole, which waits for the disk.
+const wholeTime = 30 * time.Second
+
 // RequireWhole fails with errdefs.ErrDataLoss for an active snapshot that may have lost writes, or whose
 // file system is damaged. A missing snapshot is no error.
 func (s *Snapshotter) RequireWhole(ctx context.Context, key string) error {
+	ctx, cancel := context.WithTimeout(ctx, wholeTime)
+	defer cancel()
 	_, err := runInKernel(ctx, s, func(ctx context.Context) (struct{}, error) {
 		rec, err := s.get(ctx, key)
-		switch {
-		case errdefs.IsNotFound(err):
+		if err != nil || rec.Kind != snapshots.KindActive {
+			return struct{}{}, err
+		}
+		unlock, err := s.lockVolumeOf(ctx, func() (_ metadata.Snapshot, err error) {
+			rec, err = s.get(ctx, key)
+			return rec, err
+		})
+		if err != nil {
+			return struct{}{}, err
+		}
+		defer unlock()
+		if rec.Kind != snapshots.KindActive {
 			return struct{}{}, nil
-		case err != nil || rec.Kind != snapshots.KindActive:
-			return struct{}{}, err
 		}
-		id := thin.ID(rec.VolumeID)
-		if err := s.requireNoWritesLost(ctx, id); err != nil {
-			return struct{}{}, err
-		}
-		vol, err := s.pool.Lookup(ctx, id)
-		if err == nil {
-			err = s.requireUndamaged(ctx, vol)
-		}
-		if errors.Is(err, devmapper.ErrNotFound) || errors.Is(err, errStillMounted) {
-			err = nil
-		}
-		return struct{}{}, err
+		return struct{}{}, s.requireWhole(ctx, rec)
 	})
-	if err != nil {
+	if err != nil && !errdefs.IsNotFound(err) {
 		return fmt.Errorf("snapshot %q: %w", key, s.explain(err))
 	}
 	return nil
+}
+
+// requireWhole is RequireWhole for a volume whose lock the caller holds. In a degraded pool it does not
+// read the volume, because a write back before that would not end.
+func (s *Snapshotter) requireWhole(ctx context.Context, rec metadata.Snapshot) error {
+	id := thin.ID(rec.VolumeID)
+	if err := s.requireNoWritesLost(ctx, id); err != nil {
+		return err
+	}
+	status, err := s.pool.Status(ctx)
+	if err != nil || poolError(status) != nil {
+		return err
+	}
+	vol, err := s.lookupResumed(ctx, id)
+	if errors.Is(err, devmapper.ErrNotFound) {
+		return nil
+	}
+	if err == nil && s.fs.Mounted(vol.Path, rec.Filesystem) {
+		err = s.noteFlush(ctx, id, s.fs.Sync(vol.Path, rec.Filesystem))
+	}
+	if err == nil {
+		err = s.requireUndamaged(ctx, vol)
+	}
+	if errors.Is(err, errStillMounted) {
+		return nil
+	}
+	return err
 }
 
 // volumeOfMount returns the volume of a mount, and false for a mount that is not thinsnap's.

@@ -39,7 +39,7 @@ func (s *Snapshotter) seal(
 	if err != nil {
 		// The next mount would replay the log, and hide that an unpack lacks files. A guest can repair the
 		// disk of a virtual machine, so that volume is not marked.
-		if isUnpack(rec) && errors.Is(err, errDamaged) {
+		if isUnpack(rec) && errors.Is(err, ErrDamaged) {
 			s.markWritesLost(ctx, vol.ID)
 		}
 		return vol, sb, s.noteFlush(ctx, vol.ID, err)
@@ -139,14 +139,14 @@ func (s *Snapshotter) makeWhole(
 		case err != nil || !needed:
 			return sealed, sb, err
 		case recovered:
-			return sealed, sb, fmt.Errorf("its log cannot be replayed: %w", errDamaged)
+			return sealed, sb, fmt.Errorf("its log cannot be replayed: %w", ErrDamaged)
 		}
 	}
 }
 
 func (s *Snapshotter) replay(vol pool.Volume, rec metadata.Snapshot, frozenCopy bool) error {
 	if isUnpack(rec) && !frozenCopy {
-		return fmt.Errorf("it was not unmounted cleanly, and may lack the last files: %w", errDamaged)
+		return fmt.Errorf("it was not unmounted cleanly, and may lack the last files: %w", ErrDamaged)
 	}
 	if err := s.unseal(vol.ID); err != nil {
 		return err
@@ -156,7 +156,7 @@ func (s *Snapshotter) replay(vol pool.Volume, rec metadata.Snapshot, frozenCopy 
 		return nil
 	}
 	if sb, identifyErr := s.fs.Identify(vol.Path); identifyErr == nil && sb.Damage != "" {
-		err = fmt.Errorf("%s: %w: %w", sb.Damage, err, errDamaged)
+		err = fmt.Errorf("%s: %w: %w", sb.Damage, err, ErrDamaged)
 	}
 	return explainMount(err)
 }
@@ -178,14 +178,14 @@ func (s *Snapshotter) needsRecovery(
 		return sb, false, errStillMounted
 	}
 	if sb.Unclean {
-		return sb, false, fmt.Errorf("it was mounted without a journal, and not unmounted cleanly: %w", errDamaged)
+		return sb, false, fmt.Errorf("it was mounted without a journal, and not unmounted cleanly: %w", ErrDamaged)
 	}
 	if sb.Type != filesystem.XFS {
 		return sb, sb.NeedsRecovery, nil
 	}
 	// An xfs that could not write its log between mount and unmount looks as before the mount.
 	if isUnpack(rec) && s.volumes.hasCreatedLSN(vol.ID, sb.LSN) {
-		return sb, false, fmt.Errorf("it was never unmounted cleanly: %w", errDamaged)
+		return sb, false, fmt.Errorf("it was never unmounted cleanly: %w", ErrDamaged)
 	}
 	err = s.fs.Verify(vol.Path, filesystem.XFS)
 	if errors.Is(err, filesystem.ErrNeedsRecovery) {
@@ -202,13 +202,13 @@ func (s *Snapshotter) identify(vol pool.Volume, rec metadata.Snapshot) (filesyst
 	sb, err := s.fs.Identify(vol.Path)
 	switch {
 	case errors.Is(err, filesystem.ErrNotRecognised) && isUnpack(rec):
-		return sb, fmt.Errorf("%w: %w", err, errDamaged)
+		return sb, fmt.Errorf("%w: %w", err, ErrDamaged)
 	case errors.Is(err, filesystem.ErrNotRecognised):
 		return filesystem.Superblock{}, nil
 	case err != nil:
 		return sb, err
 	case sb.Damage != "":
-		return sb, fmt.Errorf("%s: %w", sb.Damage, errDamaged)
+		return sb, fmt.Errorf("%s: %w", sb.Damage, ErrDamaged)
 	}
 	return sb, nil
 }
@@ -216,8 +216,8 @@ func (s *Snapshotter) identify(vol pool.Volume, rec metadata.Snapshot) (filesyst
 // explainMount classifies a mount error that is about the file system.
 func explainMount(err error) error {
 	switch {
-	case isOneOf(err, unix.EUCLEAN, unix.EBADMSG) && !errors.Is(err, errDamaged):
-		return fmt.Errorf("%w: %w", err, errDamaged)
+	case isOneOf(err, unix.EUCLEAN, unix.EBADMSG) && !errors.Is(err, ErrDamaged):
+		return fmt.Errorf("%w: %w", err, ErrDamaged)
 	case errors.Is(err, filesystem.ErrUnsafe):
 		return fmt.Errorf("%w: change the file system where it is used, or remove the snapshot: %w", err,
 			errdefs.ErrFailedPrecondition)

@@ -147,7 +147,7 @@ func (d *Differ) Compare(
 	case ctx.Err() != nil:
 		d.stats.cancelled.Add(1)
 		return ocispec.Descriptor{}, context.Cause(ctx)
-	case errors.As(err, &unwritten) && !errors.Is(err, metadata.ErrWritesLost):
+	case errors.As(err, &unwritten) && !errors.Is(err, metadata.ErrWritesLost) && !errors.Is(err, snapshotter.ErrDamaged):
 		return ocispec.Descriptor{}, d.leaveToNext(ctx, lowerKey, upperKey, err)
 	default:
 		return ocispec.Descriptor{}, d.fail(lowerKey, upperKey, err)
@@ -161,7 +161,8 @@ func (d *Differ) fail(lowerKey, upperKey string, err error) error {
 
 // requireWhole fails if a snapshot may have lost writes or is damaged, or if that is unknown.
 func (d *Differ) requireWhole(ctx context.Context, keys ...string) error {
-	for _, key := range keys {
+	slices.Sort(keys)
+	for _, key := range slices.Compact(keys) {
 		if err := d.snapshots.RequireWhole(ctx, key); err != nil {
 			return err
 		}

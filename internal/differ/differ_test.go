@@ -164,7 +164,7 @@ func TestLeftToTheNextDiffer(t *testing.T) {
 // writes, and report no error. So it gets only snapshots that have surely lost none.
 func TestLostWritesAreNotLeftToTheNextDiffer(t *testing.T) {
 	lost := fmt.Errorf("freeze: %w", metadata.ErrWritesLost)
-	for _, freeze := range []error{lost, errdefs.ErrUnavailable} {
+	for _, freeze := range []error{lost, snapshotter.ErrDamaged, errdefs.ErrUnavailable} {
 		d := New(fakeSnapshots{lost: lost, freeze: func(context.Context, string) error { return freeze }}, nil, nil, Options{})
 		_, err := d.Compare(t.Context(), mounts("ours", "a"), mounts("ours", "lost"))
 		require.Equal(t, codes.DataLoss, status.Code(errgrpc.ToGRPC(err)), "%v", err)
