@@ -193,7 +193,7 @@ func TestStartIsExtendedWhileAProgramRuns(t *testing.T) {
 	bin := t.TempDir()
 	require.NoError(t, os.WriteFile(filepath.Join(bin, "pvs"), []byte("#!/bin/sh\necho '{\"report\":[{\"pv\":[]}]}'\n"), 0o700))
 	b := backend{open: func(ctx context.Context, _ config.Config) (*service, error) {
-		require.NoError(t, pool.LVMSpec{ID: "x", Name: "x"}.Remove(program.WithDirectories(ctx, bin)))
+		require.NoError(t, pool.LVMSpec{ID: "x", Name: "x"}.Remove(program.WithDirectories(ctx, bin), nil))
 		return nil, metadata.ErrNewer
 	}}
 	require.ErrorIs(t, serve(t.Context(), testConfig(t), b), metadata.ErrNewer)
