@@ -15,7 +15,7 @@ import (
 )
 
 // TestAdoption kills `thinsnap adopt devmapper` and its undo at each failpoint that they pass if dmtest.Thorough, else
-// at some of them. A second run completes; after an undo the built-in has its former state. Images are pulled for
+// at some of them. A second run completes; an undo restores containerd's snapshotter. Images are pulled for
 // another snapshotter in between.
 func TestAdoption(t *testing.T) {
 	dmtest.RequireKernel(t)
@@ -27,7 +27,7 @@ func TestAdoption(t *testing.T) {
 	s.requireAdopted()
 	s.thinsnap(func(c *client) {
 		c.addAndRemove("more")
-		c.collect() // containerd's collector removes all that it does not name
+		c.collect() // removes snapshots that containerd's database lacks
 		c.requireContent()
 		c.collect() // removes the Views from thinsnap
 	})

@@ -29,7 +29,7 @@ func testFirstStart(t *testing.T, c *coverage) {
 		if i < len(destroying) {
 			t.Run("destroy "+destroying[i], func(t *testing.T) {
 				_, err := s.TryRun([]string{variable(crash, destroying[i])}, destroy...)
-				// The rest is no pool any more, but can be destroyed, as tested below.
+				// The remains are unusable as a pool, but can be destroyed, as tested below.
 				require.ErrorContains(t, err, "killed")
 				c.count(destroying[i], true)
 			})

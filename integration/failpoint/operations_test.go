@@ -30,7 +30,7 @@ type operation struct {
 	holds func(*trial)
 	// starts: do starts the daemon, and setup has stopped it.
 	starts bool
-	// only: the failpoints to crash at, where others would show nothing new; nil for all.
+	// only: the failpoints to crash at, if others would show nothing new; nil for all.
 	only []string
 	// finds: the expected kinds of a check's findings.
 	finds []check.Kind
@@ -52,7 +52,7 @@ func mounted(r *trial) {
 	r.mount(r.key("a"))
 }
 
-// shared is like active; the daemon has mounted the snapshot.
+// shared is like active; the daemon has mounted the snapshot, for binds.
 func shared(r *trial) {
 	r.Helper()
 	mounted(r)

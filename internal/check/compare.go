@@ -28,8 +28,8 @@ type Contents interface {
 // Input is the input of Compare.
 type Input struct {
 	Records Records
-	// TransactionAfter is the store's transaction id after Contents was opened. Each Commit of a
-	// running daemon raises it, so it may exceed that of Records. 0 means the one in Records.
+	// TransactionAfter is the store's transaction id after Contents was opened. A running
+	// daemon raises it, so it may exceed that of Records. 0 means the one in Records.
 	TransactionAfter uint64
 	// Contents is nil if the pool's metadata could not be read; Findings then say why.
 	Contents Contents

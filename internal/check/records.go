@@ -81,8 +81,8 @@ func (r *Records) read(tx *metadata.Tx) (err error) {
 type volume struct {
 	subject string
 	bytes   uint64
-	// parents are the volumes of which it may be a snapshot: that of its snapshot's parent, or the
-	// base volume that it was created from. Empty if unknown.
+	// parents has the one volume of which it must be a snapshot: that of its snapshot's parent, or
+	// the base volume that it was created from. Empty if unknown.
 	parents []uint32
 	// writable: it may be active for writing. views: it has Views. trash: it waits for deletion.
 	writable, views, trash bool

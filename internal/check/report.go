@@ -40,7 +40,7 @@ type Finding struct {
 	// one.
 	Loop blockdev.LoopState `json:"-"`
 	Text string             `json:"text"`
-	// Repair is the action of a repair; absent if a repair could lose data.
+	// Repair is the action of a repair; absent if there is no safe one.
 	Repair string `json:"repair,omitempty"`
 }
 
@@ -87,7 +87,7 @@ func (f Finding) Same(other Finding) bool {
 	return f.Kind == other.Kind && f.Subject == other.Subject && f.DeviceID == other.DeviceID && f.Path == other.Path
 }
 
-// Persisting returns the report without the findings that an earlier report did not have. While a
+// Persisting returns the report with only those findings that an earlier report has too. While a
 // daemon is running, a change between the reads of the store, the kernel and the pool looks like a
 // difference.
 func (r Report) Persisting(earlier Report) Report {

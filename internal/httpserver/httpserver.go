@@ -1,5 +1,5 @@
 // Package httpserver is thinsnap's only HTTP server. It limits the size of requests and the time
-// that a client can hold a connection, and refuses requests from web pages.
+// that a client can hold a connection, and can refuse requests from other sites' pages.
 package httpserver
 
 import (

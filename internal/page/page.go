@@ -1,6 +1,6 @@
 // Package page serves the web page with the fill of the pool over time, the tree of its snapshots
-// and the daemon's calls. Its files are embedded, and it loads nothing from other sites. It gets
-// its data from the paths of Data, relative to its own.
+// and the daemon's calls. The page's files are embedded. It loads nothing from other sites, and
+// gets its data from the paths of Data, below its own path.
 package page
 
 import (
