@@ -105,13 +105,7 @@ func (s *Snapshotter) freezeActive(ctx context.Context, rec metadata.Snapshot) (
 	if err := s.checkPool(ctx); err != nil {
 		return nil, err
 	}
-	key := rec.Key
-	unlock, err := s.lockVolumeOf(ctx, func() (_ metadata.Snapshot, err error) {
-		if rec, err = s.get(ctx, key); err == nil && rec.Kind != snapshots.KindActive {
-			err = fmt.Errorf("it was removed and created again: %w", errdefs.ErrNotFound)
-		}
-		return rec, err
-	})
+	rec, unlock, err := s.lockActive(ctx, rec.Key)
 	if err != nil {
 		return nil, err
 	}
@@ -121,6 +115,17 @@ func (s *Snapshotter) freezeActive(ctx context.Context, rec metadata.Snapshot) (
 		return nil, err
 	}
 	return frozenVolume(rec, copied, func(ctx context.Context) { s.deleteCopy(ctx, copied.ID) }), nil
+}
+
+// lockActive locks the volume of an active snapshot. Without one, it returns errdefs.ErrNotFound.
+func (s *Snapshotter) lockActive(ctx context.Context, key string) (rec metadata.Snapshot, unlock func(), err error) {
+	unlock, err = s.lockVolumeOf(ctx, func() (_ metadata.Snapshot, err error) {
+		if rec, err = s.get(ctx, key); err == nil && rec.Kind != snapshots.KindActive {
+			err = fmt.Errorf("it was removed and created again: %w", errdefs.ErrNotFound)
+		}
+		return rec, err
+	})
+	return rec, unlock, err
 }
 
 func frozenVolume(rec metadata.Snapshot, vol pool.Volume, release func(context.Context)) *Frozen {
@@ -223,24 +228,17 @@ func (s *Snapshotter) RequireWhole(ctx context.Context, key string) error {
 	ctx, cancel := context.WithTimeout(ctx, wholeTime)
 	defer cancel()
 	_, err := runInKernel(ctx, s, func(ctx context.Context) (struct{}, error) {
-		rec, err := s.get(ctx, key)
-		if err != nil || rec.Kind != snapshots.KindActive {
-			return struct{}{}, err
+		rec, unlock, err := s.lockActive(ctx, key)
+		if errdefs.IsNotFound(err) {
+			return struct{}{}, nil
 		}
-		unlock, err := s.lockVolumeOf(ctx, func() (_ metadata.Snapshot, err error) {
-			rec, err = s.get(ctx, key)
-			return rec, err
-		})
 		if err != nil {
 			return struct{}{}, err
 		}
 		defer unlock()
-		if rec.Kind != snapshots.KindActive {
-			return struct{}{}, nil
-		}
 		return struct{}{}, s.requireWhole(ctx, rec)
 	})
-	if err != nil && !errdefs.IsNotFound(err) {
+	if err != nil {
 		return fmt.Errorf("snapshot %q: %w", key, s.explain(err))
 	}
 	return nil

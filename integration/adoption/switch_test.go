@@ -153,7 +153,7 @@ func (n *node) removeLeftovers(t *testing.T) int {
 	return len(kept)
 }
 
-// requireAsBefore: after the removal of everything, the pool is as it was before the built-in used it.
+// requireAsBefore compares the pool, after all removals, with its state before the built-in used it.
 func (n *node) requireAsBefore(t *testing.T) {
 	t.Helper()
 	require.Contains(t, n.thinsnap.Run(t, "check"), "no problems found")
